@@ -27,7 +27,7 @@ pub(crate) trait Host: Send + Sync {
     fn seal(&self, shard: ShardId, replica: ReplicaId, seal: Seal);
 
     /// Gives a primary the record of its epoch.
-    fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>);
+    fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>, max_lag: Micros);
 
     /// Follows routes that are new or have changed.
     fn follow(&self, routes: &mut dyn Iterator<Item = (ShardId, &ShardRoute)>);
@@ -63,8 +63,8 @@ impl<E: Env> Host for Shared<E> {
         self.push_replica_of(shard, replica, Input::Seal(seal));
     }
 
-    fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>) {
-        self.push_replica_of(shard, record.config.primary(), Input::Lead { record, learners });
+    fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>, max_lag: Micros) {
+        self.push_replica_of(shard, record.config.primary(), Input::Lead { record, learners, max_lag });
     }
 
     fn follow(&self, routes: &mut dyn Iterator<Item = (ShardId, &ShardRoute)>) {

@@ -390,8 +390,8 @@ impl<N: Network> ClusterPart<N> {
                     host.seal(shard, replica, seal);
                 }
             }
-            Request::Lead { node, shard, record, learners } if node == self.node => {
-                host.lead(shard, record, learners);
+            Request::Lead { node, shard, record, learners, max_lag } if node == self.node => {
+                host.lead(shard, record, learners, max_lag);
             }
             Request::Ask(node) => host.ask_peer(node),
             // Of another node, or what only the leader's own controller may ask for.

@@ -16,8 +16,9 @@ use minicbor::{Decode, Encode};
 use std::fmt;
 use stead_core::ids::{ClusterId, Life, Micros, NodeId, Time};
 
-/// The versions of the protocol that this program speaks.
-pub const VERSIONS: Versions = Versions { min: 1, max: 1 };
+/// The versions of the protocol that this program speaks. Version 2 has the answer
+/// [`Deposed`](crate::native::Answer::Deposed).
+pub const VERSIONS: Versions = Versions { min: 1, max: 2 };
 
 /// Maximum length of the payload of a first frame in bytes: more is not taken from an end that is not known yet.
 pub const HELLO_BYTES_MAX: u32 = 2048;

@@ -278,6 +278,12 @@ pub enum Answer {
     Topology(Topology),
     /// The request is invalid. Nothing was changed.
     Invalid(String),
+    /// The replica of the shard that is here was the primary when the request came, and is it no more. The request may have been
+    /// applied: the same one, sent with its identity to the next primary, gets the answer, or is handled.
+    Deposed {
+        /// The shard.
+        shard: ShardId,
+    },
 }
 
 #[derive(Encode, Decode)]
@@ -302,9 +308,21 @@ enum Wire<'b> {
     Topology(#[n(0)] Incarnation, #[b(1)] Vec<(&'b str, u32)>),
     #[n(9)]
     Invalid(#[b(0)] &'b str),
+    #[n(10)]
+    Deposed(#[n(0)] ShardId),
 }
 
 impl Answer {
+    /// Returns the answer to a client that speaks a version of the protocol: one that it does not know is replaced by one that it does.
+    #[must_use]
+    pub fn in_version(self, version: u16) -> Self {
+        match self {
+            // Both mean that the request may have been applied.
+            Self::Deposed { .. } if version < 2 => Self::TimedOut,
+            answer => answer,
+        }
+    }
+
     /// Returns the encoded answer.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -327,6 +345,7 @@ impl Answer {
                 Wire::Topology(topology.incarnation, services)
             }
             Self::Invalid(reason) => Wire::Invalid(reason),
+            Self::Deposed { shard } => Wire::Deposed(*shard),
         })
     }
 
@@ -361,6 +380,7 @@ impl Answer {
                 Self::Topology(topology)
             }
             Wire::Invalid(reason) => Self::Invalid(reason.to_owned()),
+            Wire::Deposed(shard) => Self::Deposed { shard },
         })
     }
 }

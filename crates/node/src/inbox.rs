@@ -125,6 +125,13 @@ impl<C> Inbox<C> {
         self.bell.ring();
     }
 
+    /// Drops inputs that no worker has taken.
+    pub(crate) fn drop_inputs(&self, is_dropped: impl Fn(&(ShardId, Input)) -> bool) {
+        if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            queue.inputs.retain(|input| !is_dropped(input));
+        }
+    }
+
     /// Notes that the log has all of the worker's submissions up to one durably.
     pub(crate) fn set_durable(&self, ticket: u64) {
         self.durable.store(ticket, Ordering::Release);

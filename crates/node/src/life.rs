@@ -212,8 +212,15 @@ impl<E: Env> Life<E> {
     }
 
     /// Sets the time between the beginnings of two checkpoints; `None`: only when asked for.
-    pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
+    ///
+    /// # Errors
+    /// [`CheckpointFailure::Store`] if this node takes no checkpoints, because shards of it have replicas on other nodes.
+    pub fn set_checkpoint_interval(&self, interval: Option<Duration>) -> Result<(), CheckpointFailure> {
+        if interval.is_some() {
+            self.shared.check_takes_checkpoints()?;
+        }
         self.shared.snapshots.send(Event::Interval(interval));
+        Ok(())
     }
 
     /// Returns the stored checkpoints, the oldest first. Lists files, and reads each manifest once in the node's life.

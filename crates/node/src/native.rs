@@ -18,7 +18,7 @@ use stead_core::ids::Time;
 use stead_core::topology::Topology;
 use stead_net::connection::{Event, RequestId, SendError, Settings};
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
-use stead_net::handshake::{Local, Role};
+use stead_net::handshake::{Local, Role, VERSIONS};
 use stead_net::native;
 use stead_net::network::{ConnectionId, Tcp, Wake};
 use stead_net::payload::Payload;
@@ -118,6 +118,8 @@ pub(crate) struct Native {
 
 struct Client {
     line: Arc<Line>,
+    /// The version of the protocol that it speaks.
+    version: u16,
     /// The principal of its last call, which most others share.
     principal: Arc<str>,
 }
@@ -193,7 +195,8 @@ impl Native {
                     self.refuses = false;
                     let desk = Arc::clone(&self.desk);
                     let line = Arc::new(Line { connection, is_closed: AtomicBool::new(false), desk });
-                    self.clients.insert(connection, Client { line, principal: "".into() });
+                    self.clients
+                        .insert(connection, Client { line, version: agreed.version, principal: "".into() });
                 }
                 // Nodes do not speak to each other yet.
                 Happened::Event(connection, Event::Opened(_) | Event::Shards(_) | Event::Answer(..)) => {
@@ -244,7 +247,7 @@ impl Native {
     pub(crate) fn drain(&mut self, now: Time, wall: Time) -> io::Result<()> {
         self.turn(now, wall)?;
         while let Some((away, _)) = self.next_call() {
-            self.answer(now, &away, &native::Answer::Stopped);
+            self.answer(now, &away, native::Answer::Stopped);
         }
         self.flush(now);
         Ok(())
@@ -262,11 +265,13 @@ impl Native {
     }
 
     /// Answers a client that is connected to this worker; the answer leaves with [`flush`](Self::flush).
-    pub(crate) fn answer(&mut self, now: Time, away: &Away, answer: &native::Answer) {
+    pub(crate) fn answer(&mut self, now: Time, away: &Away, answer: native::Answer) {
         self.send(now, away.line.connection, away.request, answer);
     }
 
-    fn send(&mut self, now: Time, connection: ConnectionId, request: RequestId, answer: &native::Answer) {
+    fn send(&mut self, now: Time, connection: ConnectionId, request: RequestId, answer: native::Answer) {
+        let version = self.clients.get(&connection).map_or(VERSIONS.min, |client| client.version);
+        let answer = answer.in_version(version);
         self.send_payload(now, connection, request, Payload::from(answer.encode()));
     }
 
@@ -296,7 +301,7 @@ impl Native {
     /// Writes all answers, also those that other threads have left.
     pub(crate) fn flush(&mut self, now: Time) {
         for (connection, request, result) in self.desk.take() {
-            self.send(now, connection, request, &answer_of(result));
+            self.send(now, connection, request, answer_of(result));
         }
         self.endpoint.flush(now);
     }
@@ -308,8 +313,8 @@ pub(crate) fn answer_of(result: Result<Answer, NoAnswer>) -> native::Answer {
         Ok(answer) => native::Answer::Of(answer),
         Err(NoAnswer::Refused(refusal)) => native::Answer::Refused(refusal),
         Err(NoAnswer::NotHere { shard, place }) => native::Answer::NotHere { shard, place },
-        // For a client both mean the same: the request may have been applied, and is safe to repeat with its identity.
-        Err(NoAnswer::TimedOut { .. } | NoAnswer::Deposed { .. }) => native::Answer::TimedOut,
+        Err(NoAnswer::TimedOut { .. }) => native::Answer::TimedOut,
+        Err(NoAnswer::Deposed { shard }) => native::Answer::Deposed { shard },
         Err(NoAnswer::Failed(reason)) => native::Answer::Failed(reason),
         Err(NoAnswer::Stopped) => native::Answer::Stopped,
     }

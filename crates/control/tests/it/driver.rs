@@ -166,6 +166,7 @@ impl World {
             leads: held.leads,
             learners: Vec::new(),
             caught_up: Vec::new(),
+            max_lag: None,
         });
         let shards = shards.collect();
         Some(NodeReport { node: id, start: StartId(u128::from(id.0)), stalled: Micros(0), peers, shards })

@@ -10,9 +10,11 @@
 //!
 //! Its knowledge besides the state may be lost at any time: all of it comes again in reports.
 
+use super::ControlState;
 use super::apply::check_addresses;
 use super::attempt::{Attempt, View, Wish};
 use super::command::{Command, ShardChange, ShardCommand};
+use super::dial::{Acks, Dial};
 use super::facts::{Fact, Hello, NodeReport, Request, ShardReport};
 use super::failover::Cause;
 use super::health::Health;
@@ -20,7 +22,6 @@ use super::node::{NodeRecord, StartId};
 use super::placement::{Loads, Step, next_step};
 use super::settings::Settings;
 use super::shard::{ShardRecord, Stage};
-use super::{ControlState, dial::Acks};
 use crate::clock::Now;
 use crate::ids::{Epoch, Life, NodeId, ReplicaId, ShardId, Time};
 use crate::replication::epoch::Seal;
@@ -617,18 +618,22 @@ impl Watched {
         }
     }
 
-    /// Sends the record to the primary, until it leads and knows all learners.
+    /// Sends the record to the primary, until it leads and knows all learners and the allowed lag.
     fn lead(&mut self, view: View<'_>, id: ShardId, shard: &ShardRecord, outgoing: &mut Outgoing<'_>) {
         let record = shard.history().newest();
         let Some(node) = view.node_of(shard, record.config.primary()) else { return };
         let learners: Vec<ReplicaId> =
             shard.learners().filter(|learner| view.node_of(shard, *learner).is_some()).collect();
-        let knows = |report: &ShardReport| learners.iter().all(|learner| report.learners.contains(learner));
+        let max_lag = view.state.dial_of(id).map_or(Dial::default().max_lag, |dial| dial.max_lag);
+        let knows = |report: &ShardReport| {
+            report.max_lag == Some(max_lag)
+                && learners.iter().all(|learner| report.learners.contains(learner))
+        };
         let is_due = view.is_due(self.led);
         if !self.primary_report(shard).is_some_and(knows) && is_due {
             self.led = Some(view.now.steady);
             let record = Box::new(record.clone());
-            outgoing.out.push(Request::Lead { node, shard: id, record, learners });
+            outgoing.out.push(Request::Lead { node, shard: id, record, learners, max_lag });
         }
     }
 

@@ -32,6 +32,7 @@ struct FakeReplica {
     active: Epoch,
     leads: Option<Epoch>,
     learners: Vec<ReplicaId>,
+    max_lag: Micros,
 }
 
 #[derive(Clone, Debug)]
@@ -172,6 +173,7 @@ impl Fake {
                 leads: fake.leads,
                 learners: fake.learners.clone(),
                 caught_up: fake.learners.clone(),
+                max_lag: fake.leads.map(|_| fake.max_lag),
             });
             let report = NodeReport {
                 node: id,
@@ -221,7 +223,7 @@ impl Fake {
                     self.controller.handle(self.now, Fact::Sealed(shard, answer));
                 }
             }
-            Request::Lead { node, shard, record, learners } => {
+            Request::Lead { node, shard, record, learners, max_lag } => {
                 let (epoch, primary) = (record.config.epoch(), record.config.primary());
                 let fake = self.nodes.get_mut(&node).filter(|node| node.is_up && node.life == record.life);
                 let Some(leader) = fake.and_then(|node| node.replicas.get_mut(&(shard, primary))) else {
@@ -231,6 +233,7 @@ impl Fake {
                     return;
                 }
                 leader.learners.clone_from(&learners);
+                leader.max_lag = max_lag;
                 if leader.leads == Some(epoch) {
                     return;
                 }
@@ -817,4 +820,8 @@ fn a_dial_that_changes_nothing_of_an_epoch_begins_none() {
     assert_eq!(fake.state.apply(Command::SetDial { service, expected: THREE, dial }), Outcome::Done);
     fake.run(2_000);
     assert_eq!((fake.commands.len(), fake.state.dial_of(ShardId(1))), (0, Some(&dial)));
+    // The primaries follow it all the same.
+    let replicas = fake.nodes.values().flat_map(|node| node.replicas.values());
+    let lags: Vec<Micros> = replicas.filter(|fake| fake.leads.is_some()).map(|fake| fake.max_lag).collect();
+    assert_eq!(lags, [dial.max_lag; 2]);
 }

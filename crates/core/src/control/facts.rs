@@ -47,6 +47,9 @@ pub struct ShardReport {
     /// Those of them that hold its log but for what is on its way.
     #[n(6)]
     pub caught_up: Vec<ReplicaId>,
+    /// The lag that it allows its backups in an epoch that answers early, while it leads.
+    #[n(7)]
+    pub max_lag: Option<Micros>,
 }
 
 /// A node's report. It is sent at an interval, and at once when a connection to a peer closes, an epoch becomes active or a promise
@@ -204,6 +207,9 @@ pub enum Request {
         /// Replicas that are no members, and get the log to catch up.
         #[n(3)]
         learners: Vec<ReplicaId>,
+        /// The lag that it allows its backups: that of the dial.
+        #[n(4)]
+        max_lag: Micros,
     },
     /// Order a node to delete the data of a replica, but for the tombstone (rule 5).
     #[n(4)]
@@ -268,6 +274,7 @@ mod tests {
             leads: Some(epoch),
             learners: vec![ReplicaId(4), ReplicaId(5)],
             caught_up: vec![ReplicaId(4)],
+            max_lag: Some(Micros(7)),
         };
         let peer = PeerReport { node: NodeId(3), silent: Micros(7), is_closed: true };
         let table = EpochTable::new(LogPoint::default());
@@ -316,7 +323,13 @@ mod tests {
             Request::Propose(Command::Leave { node }),
             Request::Ask(node),
             Request::Seal { node, seals: vec![(shard, replica, Seal { epoch: Epoch(9), lease: Micros(5) })] },
-            Request::Lead { node, shard, record: Box::new(record), learners: vec![ReplicaId(5)] },
+            Request::Lead {
+                node,
+                shard,
+                record: Box::new(record),
+                learners: vec![ReplicaId(5)],
+                max_lag: Micros(9),
+            },
             Request::Delete { node, shard, replica },
         ];
         for request in requests {

@@ -26,7 +26,7 @@ use crate::commit_tracker::{CommitTracker, EpochConfig};
 use crate::entry::{Cause, Entry, Send, Trim, Write};
 use crate::handler::{Handler, Txn};
 use crate::ids::{
-    Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time,
+    Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, StepRun, Time,
 };
 use crate::key::Key;
 use crate::record::{RecordKey, SessionRecord, encode_value};
@@ -308,6 +308,17 @@ impl Shard {
         let ready = (goes_on || self.job_is_ready()).then_some(self.clock.steady());
         let tasks = self.suspicion.deadline().filter(|_| !self.blocked());
         [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
+    }
+
+    /// Continues the numbers of steps' runs behind those of an earlier epoch of this life, whose outcomes may still come. Must be called
+    /// before the start.
+    pub(crate) fn set_last_run(&mut self, last: StepRun) {
+        self.jobs.step_runs.set_last(last);
+    }
+
+    /// Returns the number of the last run of a step.
+    pub(crate) fn last_run(&self) -> StepRun {
+        self.jobs.step_runs.last()
     }
 
     /// Begins a snapshot of all records for another replica, in the place of one that runs: drain it with [`Self::drain_snapshot`].

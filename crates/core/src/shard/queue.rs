@@ -92,6 +92,14 @@ pub(super) struct StepRuns {
 }
 
 impl StepRuns {
+    pub(super) fn last(&self) -> StepRun {
+        self.last
+    }
+
+    pub(super) fn set_last(&mut self, last: StepRun) {
+        self.last = last;
+    }
+
     pub(super) fn begin(&mut self, id: TaskId) -> StepRun {
         self.last = StepRun(self.last.0.wrapping_add(1));
         self.outstanding.insert(id, (self.last, false));

@@ -282,6 +282,12 @@ impl Shard {
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
     }
 
+    /// Returns the refusal of a call that saw nothing of the state.
+    pub(crate) fn refuse(&self, token: CallToken, refusal: Refusal) -> Answer {
+        let (epoch, colour) = (self.state.position().epoch, self.release.colour());
+        Answer { token, epoch, index: Index(0), colour, result: Err(refusal), staleness: None }
+    }
+
     /// Refuses an answer without an entry of its own if too many of them wait for the log, or too many queries have
     /// pending answers.
     fn admit_answer(&self) -> Result<(), Refusal> {

@@ -120,6 +120,8 @@ pub enum Input {
         record: Box<EpochRecord>,
         /// Replicas that are no members, and get the log to catch up. They count nowhere. Later ones come with the record once more.
         learners: Vec<ReplicaId>,
+        /// [`ReplicaSettings::max_lag`] from now on.
+        max_lag: Micros,
     },
     /// The answer to [`Effect::Rebuild`]. One that is not of the newest is ignored.
     Rebuilt {

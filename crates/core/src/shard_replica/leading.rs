@@ -25,6 +25,17 @@ enum Late {
     Refused(Answer),
 }
 
+impl Late {
+    /// Returns the bytes that it occupies.
+    fn bytes(&self) -> usize {
+        let held = match self {
+            Self::Query(query) => query.process.len() + query.payload.len(),
+            Self::Refused(_) => 0,
+        };
+        size_of::<Self>() + held
+    }
+}
+
 /// The work of a primary.
 pub(super) struct Leading {
     pub(super) shard: Shard,
@@ -37,6 +48,8 @@ pub(super) struct Leading {
     base: Index,
     /// Calls that wait for a round that shows that no other primary has served since they came (rule 22).
     reads: Reads<Late>,
+    /// The bytes of these.
+    late_bytes: usize,
     beats_at: Time,
 }
 
@@ -125,6 +138,12 @@ impl Leading {
         self.ask(now, out);
     }
 
+    /// Keeps a call until a round shows that no other primary has served since it came.
+    fn hold(&mut self, kind: ReadKind, late: Late) {
+        self.late_bytes += late.bytes();
+        self.reads.push(kind, Index(0), &self.rounds, late);
+    }
+
     /// Begins a round.
     fn ask(&mut self, now: Now, out: &mut Vec<Effect>) {
         let answerable = self.shard.tracker().map_or(Index(0), |tracker| tracker.answerable());
@@ -190,6 +209,7 @@ impl ShardReplica {
             return self.give_up(misfit, &mut out.replica);
         }
         let mut shard = Shard::new(state, self.topology.clone(), self.shard_settings.clone());
+        shard.set_last_run(self.runs);
         if std::mem::take(&mut self.is_clean) {
             shard.assume_clean();
         }
@@ -211,6 +231,7 @@ impl ShardReplica {
             rounds: Rounds::new(record.config.clone(), record.lease),
             base: record.base.index,
             reads: Reads::default(),
+            late_bytes: 0,
             beats_at: now.steady.plus(self.settings.heartbeat),
         };
         if leading.is_alone() {
@@ -247,6 +268,7 @@ impl ShardReplica {
                 if leading.is_alone() {
                     self.tail = Tail::new(leading.shard.state().position().index);
                 }
+                self.runs = leading.shard.last_run();
                 let mut state = leading.shard.into_state();
                 // It would keep what is changed for one that takes nothing any more.
                 state.end_snapshot();
@@ -331,7 +353,12 @@ impl ShardReplica {
                     Read::Service | Read::Primary => ReadKind::Primary,
                     Read::Stale { .. } => unreachable!("it was answered above"),
                 };
-                leading.reads.push(kind, Index(0), &leading.rounds, Late::Query(query));
+                if leading.late_bytes >= self.shard_settings.uncommitted_bytes_max {
+                    let refusal = Refusal::Overloaded { retry_after: Shard::RETRY_AFTER };
+                    let answer = leading.shard.refuse(query.token, refusal);
+                    return out.shard.push(shard::Effect::Answer(answer));
+                }
+                leading.hold(kind, Late::Query(query));
             }
             input => self.run_shard(now, input, handler, out),
         }
@@ -368,7 +395,7 @@ impl ShardReplica {
             for effect in out.shard.extract_if(.., is_late) {
                 if let shard::Effect::Answer(answer) = effect {
                     // It leaves only once what it saw is committed.
-                    leading.reads.push(ReadKind::Primary, Index(0), &leading.rounds, Late::Refused(answer));
+                    leading.hold(ReadKind::Primary, Late::Refused(answer));
                 }
             }
         }
@@ -402,7 +429,9 @@ impl ShardReplica {
             leading.ask(now, &mut out.replica);
         }
         let Some(tracker) = leading.shard.tracker() else { return };
-        for (kind, late) in leading.reads.release(now.steady, &leading.rounds, tracker) {
+        let released = leading.reads.release(now.steady, &leading.rounds, tracker);
+        leading.late_bytes -= released.iter().map(|(_, late)| late.bytes()).sum::<usize>();
+        for (kind, late) in released {
             let query = match late {
                 Late::Query(query) => query,
                 Late::Refused(answer) => {
@@ -476,16 +505,18 @@ mod tests {
     use super::super::io::{Input, ReplicaName};
     use super::super::recovery::Recovery;
     use super::*;
-    use crate::calls::{Call, Outcome};
+    use crate::calls::{Call, Identity, Outcome, Request};
     use crate::capture::View;
     use crate::commit_tracker::EpochConfig;
     use crate::handler::{Handler, Txn};
-    use crate::ids::{Generation, Incarnation, Life, Round, ShardId};
-    use crate::replication::epoch::Mark;
+    use crate::ids::{CallToken, Colour, Generation, Incarnation, Life, Round, ShardId};
+    use crate::key::Key;
+    use crate::replication::epoch::{Mark, Seal};
     use crate::replication::lease::Grants;
     use crate::replication::stream::StreamLimits;
     use crate::replication::table::Losses;
-    use crate::shard::Settings;
+    use crate::reply::Reply;
+    use crate::shard::{Settings, StepOutcome};
     use crate::state::State;
     use crate::topology::Topology;
     use std::sync::Arc;
@@ -503,6 +534,123 @@ mod tests {
     }
 
     impl Watched for Idle {}
+
+    /// Starts a task with each request.
+    struct Starter;
+
+    impl Handler for Starter {
+        fn handle(&mut self, _: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
+            txn.start_task("long", Blob::empty()).unwrap();
+            Outcome::Replied(Reply::Ok(Blob::empty()))
+        }
+
+        fn query(&mut self, _: &Call<'_>, _: View<'_>) -> Outcome {
+            unreachable!("nothing is queried")
+        }
+    }
+
+    impl Watched for Starter {}
+
+    fn replica(settings: Settings) -> ShardReplica {
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("list", 1).unwrap();
+        let name = ReplicaName { id: ReplicaId(1), life: Life(1) };
+        let recovery = Recovery::new(State::new(ShardId(0)));
+        let topology = Arc::new(topology);
+        ShardReplica::new(name, recovery, Grants::new(), topology, settings, ReplicaSettings::default())
+    }
+
+    fn lead(epoch: u64, base: LogPoint, members: &[u64], learners: &[u64]) -> Input {
+        let [members, learners] = [members, learners].map(|ids| ids.iter().copied().map(ReplicaId).collect());
+        let config = EpochConfig::parse(Epoch(epoch), members, 1, ReplicaId(1)).unwrap();
+        let (life, lease, generation, losses) = (Life(1), Micros(0), Generation(0), Losses::default());
+        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
+        Input::Lead { record, learners, max_lag: Micros(100) }
+    }
+
+    const NOW: Now = Now { steady: Time(1), wall: Time(1) };
+
+    /// Gives a replica an input, and makes durable what it writes.
+    fn give(replica: &mut ShardReplica, input: Input) -> Vec<shard::Effect> {
+        let (mut out, mut effects) = (Effects::default(), Vec::new());
+        replica.handle(NOW, input, &mut Starter, &mut out);
+        loop {
+            let records = out.log_records();
+            effects.append(&mut out.shard);
+            out = Effects::default();
+            if records == 0 {
+                return effects;
+            }
+            replica.handle(NOW, Input::Durable(records), &mut Starter, &mut out);
+        }
+    }
+
+    #[test]
+    fn a_step_of_an_epoch_that_is_over_does_not_count_in_a_later_one() {
+        let mut replica = replica(Settings::default());
+        replica.assume_clean();
+        give(&mut replica, lead(1, LogPoint::default(), &[1], &[]));
+        let request = Request {
+            token: CallToken(1),
+            process: Key::new("a").unwrap(),
+            payload: Blob::empty(),
+            principal: "alice".into(),
+            identity: Identity::None,
+            colour: Colour(0),
+        };
+        let mut out = Effects::default();
+        replica.handle_shard(NOW, shard::Input::Request(request), &mut Starter, &mut out);
+        let records = out.log_records();
+        let run = |effects: Vec<shard::Effect>| {
+            effects.into_iter().find_map(|effect| match effect {
+                shard::Effect::RunStep { id, run, task, .. } => Some((id, run, task.step)),
+                _ => None,
+            })
+        };
+        let (id, first, step) = run(give(&mut replica, Input::Durable(records))).unwrap();
+        give(&mut replica, Input::Seal(Seal { epoch: Epoch(2), lease: Micros(0) }));
+        assert_eq!(replica.replica().leads(), None);
+        let base = replica.replica().table().last();
+        let (again, second, _) = run(give(&mut replica, lead(2, base, &[1], &[]))).unwrap();
+        assert_eq!(again, id);
+        let mut end = |run| {
+            let outcome = StepOutcome::Done(Blob::empty());
+            let mut out = Effects::default();
+            let input = shard::Input::TaskStep { id, step, run, outcome };
+            replica.handle_shard(NOW, input, &mut Starter, &mut out);
+            out.log_records()
+        };
+        assert_eq!(end(first), 0, "it is of the epoch that is over");
+        assert_eq!(end(second), 1);
+    }
+
+    #[test]
+    fn queries_that_wait_for_a_round_are_bounded_in_bytes() {
+        let settings = Settings { uncommitted_bytes_max: 10_000, ..Settings::default() };
+        let mut replica = replica(settings);
+        give(&mut replica, lead(1, LogPoint::default(), &[1, 2], &[]));
+        let ack = Frame::Ack { epoch: Epoch(1), upto: Index(1) };
+        give(&mut replica, Input::Frame { from: ReplicaId(2), frame: ack });
+        let mut refused = 0;
+        for token in 1..=10 {
+            let query = Query {
+                token: CallToken(token),
+                process: Key::new("a").unwrap(),
+                payload: Blob::from(vec![0; 3_000]),
+                principal: "alice".into(),
+                read: Read::default(),
+            };
+            let mut out = Effects::default();
+            replica.handle_shard(NOW, shard::Input::Query(query), &mut Starter, &mut out);
+            refused += out.shard.iter().filter(|effect| is_overload(effect)).count();
+        }
+        assert_eq!(refused, 6, "four are more than 10,000 bytes");
+    }
+
+    fn is_overload(effect: &shard::Effect) -> bool {
+        let shard::Effect::Answer(answer) = effect else { return false };
+        matches!(answer.result, Err(Refusal::Overloaded { .. }))
+    }
 
     #[test]
     fn a_confirmation_of_a_replica_that_was_not_asked_leaves_no_trace() {
@@ -526,7 +674,7 @@ mod tests {
         let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
         let now = Now { steady: Time(1), wall: Time(1) };
         let mut give = |input| replica.handle(now, input, &mut Idle, &mut Effects::default());
-        give(Input::Lead { record, learners: vec![ReplicaId(3)] });
+        give(Input::Lead { record, learners: vec![ReplicaId(3)], max_lag: Micros(100) });
         let mark = Mark { life: Life(1), at: Time(1) };
         let mut confirm = |from| {
             let frame = Frame::Confirm { epoch: Epoch(1), round: Round(0), mark };

@@ -28,7 +28,7 @@ pub use recovery::{Recovery, ReplicaLog};
 
 use crate::clock::Now;
 use crate::entry::Entry;
-use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, Time};
+use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, StepRun, Time};
 use crate::replication::epoch::EpochRecord;
 use crate::replication::lease::Grants;
 use crate::replication::replica::{Action, AppendHead, InvalidAppend, Replica};
@@ -60,6 +60,8 @@ pub struct ShardReplica {
     primary: Option<(Epoch, ReplicaId)>,
     /// The record of the newest epoch in which it has taken part in this life, as far as it has seen it.
     record: Option<Box<EpochRecord>>,
+    /// The last run of a step of the epochs that it has led in this life.
+    runs: StepRun,
     /// The last end of this node's process is known to have met no cause.
     is_clean: bool,
     /// The shard is held when it begins, whatever it has met itself.
@@ -118,6 +120,7 @@ impl ShardReplica {
             rebuilds_upto: Index(0),
             primary: None,
             record: None,
+            runs: StepRun::default(),
             is_clean: false,
             is_held: false,
             is_unusable: false,
@@ -145,8 +148,13 @@ impl ShardReplica {
         self.is_held = true;
     }
 
-    /// Sets [`ReplicaSettings::max_lag`], also of the epoch that this replica leads.
-    pub fn set_max_lag(&mut self, max_lag: Micros) {
+    /// Returns [`ReplicaSettings::max_lag`].
+    #[must_use]
+    pub fn max_lag(&self) -> Micros {
+        self.settings.max_lag
+    }
+
+    fn set_max_lag(&mut self, max_lag: Micros) {
         self.settings.max_lag = max_lag;
         if let Role::Leads(leading) = &mut self.role {
             leading.shard.set_max_lag(max_lag);
@@ -344,7 +352,13 @@ impl ShardReplica {
             }
             Input::Durable(records) => self.replica.handle_durable(now.steady, records, &mut actions),
             Input::Seal(seal) => self.replica.handle_seal(now.steady, seal, &mut actions),
-            Input::Lead { record, learners } => return self.lead(now, record, learners, handler, out),
+            Input::Lead { record, learners, max_lag } => {
+                // One that comes late is of an older dial.
+                if self.replica.leads().is_none_or(|led| led <= record.config.epoch()) {
+                    self.set_max_lag(max_lag);
+                }
+                return self.lead(now, record, learners, handler, out);
+            }
             // An older one may lack what was installed or applied since.
             Input::Rebuilt { number, state } if number == self.rebuilds => {
                 self.handle_rebuilt(now, *state, handler, out);

@@ -79,7 +79,7 @@ fn lead(epoch: u64, base: LogPoint, members: &[ReplicaId]) -> Input {
     let (life, lease) = (Life(1), Micros(0));
     let (generation, losses) = (Generation(0), Losses::default());
     let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
-    Input::Lead { record, learners: Vec::new() }
+    Input::Lead { record, learners: Vec::new(), max_lag: Micros(1) }
 }
 
 /// A log of the start entries of these epochs.
@@ -361,7 +361,8 @@ fn the_first_frame_on_each_connection_has_the_record() {
             frames.iter().map(|frame| matches!(frame, Frame::Append { record: Some(_), .. })).collect();
         (frames, has_record)
     };
-    let (first, has_record) = sent(Input::Lead { record: record.clone(), learners: Vec::new() });
+    let (first, has_record) =
+        sent(Input::Lead { record: record.clone(), learners: Vec::new(), max_lag: Micros(1) });
     assert_eq!(has_record, [true]);
     let stored = |member| Frame::Ack { epoch: Epoch(1), upto: Index(member) };
     let (_, has_record) = sent(Input::Frame { from: TWO, frame: stored(1) });

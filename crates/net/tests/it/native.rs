@@ -189,6 +189,16 @@ fn the_first_version_is_read() {
     assert_eq!(bytes_of(Duration::from_millis(1), &read), query);
 }
 
+/// The second version's bytes, and what a client of the first one gets instead.
+#[test]
+fn a_deposed_primary_is_an_answer_of_the_second_version() {
+    let answer = Answer::Deposed { shard: ShardId(3) };
+    assert_eq!(answer.encode()[..], [0x82, 10, 0x81, 3]);
+    assert_eq!(Answer::decode(&answer.encode()), Ok(answer.clone()));
+    assert_eq!(answer.clone().in_version(2), answer);
+    assert_eq!(answer.in_version(1), Answer::TimedOut);
+}
+
 /// A client and a node that are connected.
 fn open() -> (Connection, Connection) {
     let client = Local {

@@ -174,12 +174,20 @@ impl<E: Env> Shared<E> {
 
     /// Takes a checkpoint now, with the services' checks or without. The reply is dropped if the node has ended.
     pub fn checkpoint(&self, checked: bool, reply: CheckpointReply) {
-        if !self.replicated.is_empty() {
-            let reason =
-                "shards with replicas on several nodes are not part of checkpoints yet: none is taken here";
-            return reply.send(Err(CheckpointFailure::Store(reason.to_owned())));
+        if let Err(failure) = self.check_takes_checkpoints() {
+            return reply.send(Err(failure));
         }
         self.snapshots.send(Event::Wanted(Wanted { reply, checked }));
+    }
+
+    /// Checks that checkpoints are taken here: one has all shards of its node.
+    pub(crate) fn check_takes_checkpoints(&self) -> Result<(), CheckpointFailure> {
+        if self.replicated.is_empty() {
+            return Ok(());
+        }
+        let reason =
+            "shards with replicas on several nodes are not part of checkpoints yet: none is taken here";
+        Err(CheckpointFailure::Store(reason.to_owned()))
     }
 
     /// Copies a checkpoint to an address, `file:///directory` or `s3://bucket/prefix`, after the copies that were requested

@@ -37,7 +37,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use stead_core::clock::Now;
 use stead_core::control::facts::ShardReport;
-use stead_core::ids::{CallToken, CheckpointNumber, Micros, NodeId, ShardId, Time};
+use stead_core::ids::{CallToken, CheckpointNumber, Epoch, Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::shard::{Input, Shard};
@@ -163,6 +163,8 @@ struct Slot {
     appended: usize,
     /// The number of the first of these that an earlier replica has appended.
     of_others: usize,
+    /// A replica whose frames contradict what is committed here, and the epoch that it leads: see [`GivenUp`](shard_replica::Effect::GivenUp).
+    given_up: Option<(Epoch, ReplicaId)>,
     /// The number of its durable records that were not reported to it yet.
     durable: usize,
     /// Whether it is in [`Worker::stored`].
@@ -224,6 +226,7 @@ impl<E: Env> Worker<E> {
                     is_touched: false,
                     appended: 0,
                     of_others: 0,
+                    given_up: None,
                     durable: 0,
                     is_stored: false,
                     deadline: None,
@@ -301,7 +304,8 @@ impl<E: Env> Worker<E> {
         self.wall_ahead = ahead(self.wall, now);
         for slot in 0..self.shards.len() as u32 {
             if let Some(record) = self.shards[slot as usize].leads.take() {
-                let lead = shard_replica::Input::Lead { record, learners: Vec::new() };
+                let max_lag = self.shards[slot as usize].replica.max_lag();
+                let lead = shard_replica::Input::Lead { record, learners: Vec::new(), max_lag };
                 self.give_replica(shared, now, slot, lead);
             }
         }
@@ -319,6 +323,7 @@ impl<E: Env> Worker<E> {
         self.local.extend(intake.inputs.drain(..));
         if let Some(routes) = shared.routes.newer_than(&mut self.routed) {
             self.routes = routes;
+            self.confirm_given_up();
         }
     }
 

@@ -33,7 +33,7 @@ impl<E: Env> Worker<E> {
         {
             busy = true;
             if let Err(answer) = self.begin_call(shared, now, &mut native, &away, &bytes) {
-                native.answer(now, &away, &answer);
+                native.answer(now, &away, answer);
             }
         }
         self.native = Some(native);
@@ -104,7 +104,7 @@ impl<E: Env> Worker<E> {
     pub(super) fn give_answer(&mut self, now: Time, asker: Asker<E>, result: Result<Answer, NoAnswer>) {
         match (&asker, &mut self.native) {
             (Recipient::Away(away), Some(native)) if native.has(away) => {
-                native.answer(now, away, &answer_of(result));
+                native.answer(now, away, answer_of(result));
             }
             _ => asker.answer(result),
         }

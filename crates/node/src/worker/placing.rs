@@ -55,7 +55,7 @@ impl<E: Env> Worker<E> {
         let place = &mut self.shards[slot as usize];
         let name = ReplicaName { id: replica, life: Life(shared.lives) };
         place.replica = stored.services.new_replica(place.id, name);
-        (place.of_others, place.durable) = (place.appended, 0);
+        (place.of_others, place.durable, place.given_up) = (place.appended, 0, None);
         self.handled(shared, now, slot, 0);
     }
 

@@ -94,10 +94,9 @@ impl<E: Env> Worker<E> {
                     self.news.facts.push(Fact::Void(shard, own));
                 }
                 Effect::GivenUp { from, epoch } => {
-                    events::error(format_args!(
-                        "shard {shard}: replica {from}, which leads epoch {epoch}, gave up what replica {own} holds"
-                    ));
-                    self.news.facts.push(Fact::Void(shard, own));
+                    let given_up = &mut self.shards[slot as usize].given_up;
+                    *given_up = (*given_up).max(Some((epoch, from)));
+                    self.confirm_given_up();
                 }
                 Effect::Invalid { from, reason } => {
                     events::warn(format_args!(
@@ -112,11 +111,35 @@ impl<E: Env> Worker<E> {
         self.effects.replica = effects;
     }
 
+    /// Gives up the replicas that hold what the primary of a later epoch contradicts, once the control plane's directory has that epoch:
+    /// then an operator gave up what they hold. A primary that the directory does not name may be one of the past, or wrong.
+    pub(super) fn confirm_given_up(&mut self) {
+        for slot in &mut self.shards {
+            let Some((epoch, from)) = slot.given_up else { continue };
+            let route = self.routes.get(&slot.id).filter(|route| route.epoch >= epoch);
+            let Some(route) = route else { continue };
+            slot.given_up = None;
+            if (route.epoch, route.primary) == (epoch, from) {
+                let (shard, own) = (slot.id, slot.replica.replica().id());
+                events::error(format_args!(
+                    "shard {shard}: replica {from}, which leads epoch {epoch}, gave up what replica {own} holds"
+                ));
+                self.news.facts.push(Fact::Void(shard, own));
+            }
+        }
+    }
+
     /// Drops what a shard has begun as the primary that it is no more, and ends its calls in flight.
     pub(super) fn depose(&mut self, shared: &Shared<E>, now: Time, slot: u32, epoch: Epoch) {
         let shard = self.shards[slot as usize].id;
         self.shards[slot as usize].is_trying = false;
         shared.trials(|trials| trials.drop_shard(shard));
+        // A turn that it was given before is of the epoch that is over: in the next one it has no turn.
+        let is_turn = |(of, input): &(ShardId, shard::Input)| {
+            *of == shard && matches!(input, shard::Input::Turn(_) | shard::Input::Yield)
+        };
+        self.local.retain(|input| !is_turn(input));
+        shared.inboxes[self.number].drop_inputs(is_turn);
         shared.steps.drop_shard(shard);
         self.draining.retain(|draining| draining.slot != slot);
         self.end_transfers(shared, slot, epoch);
@@ -200,5 +223,6 @@ fn report(replica: &ShardReplica) -> ShardReport {
         leads: own.leads(),
         caught_up: learners.iter().filter(|(_, is_close)| *is_close).map(|(id, _)| *id).collect(),
         learners: learners.into_iter().map(|(id, _)| id).collect(),
+        max_lag: own.leads().map(|_| replica.max_lag()),
     }
 }

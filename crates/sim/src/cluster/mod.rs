@@ -485,8 +485,8 @@ impl Cluster {
                 let inputs = seals.into_iter().map(|(shard, _, seal)| (shard, Input::Seal(seal)));
                 (node, inputs.collect::<Vec<_>>())
             }
-            Request::Lead { node, shard, record, learners } => {
-                (node, vec![(shard, Input::Lead { record, learners })])
+            Request::Lead { node, shard, record, learners, max_lag } => {
+                (node, vec![(shard, Input::Lead { record, learners, max_lag })])
             }
             Request::Delete { node, .. } => {
                 let what = format!("node {node} is to delete a replica, and no member is ever replaced");

@@ -82,7 +82,10 @@ impl World {
         let interval = &mut node.checkpoints.interval;
         (interval.length, interval.since, interval.is_exact) = (length, now, false);
         interval.settled = now + LATE_MAX;
-        node.parts.life().set_checkpoint_interval(length.map(Duration::from_micros));
+        node.parts
+            .life()
+            .set_checkpoint_interval(length.map(Duration::from_micros))
+            .expect("no shard has other replicas");
         self.heed_bells();
     }
 

@@ -201,8 +201,11 @@ impl Node {
 
     /// Changes the time from one checkpoint's beginning to the next, for the rest of this node's life; `None`: only
     /// on request.
-    pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
-        self.0.life.set_checkpoint_interval(interval);
+    ///
+    /// # Errors
+    /// [`CheckpointFailure::Store`] if this node takes no checkpoints, because shards of it have replicas on other nodes.
+    pub fn set_checkpoint_interval(&self, interval: Option<Duration>) -> Result<(), CheckpointFailure> {
+        self.0.life.set_checkpoint_interval(interval)
     }
 
     /// Returns the stored checkpoints, the oldest first. Lists files, and reads each manifest once in the node's life.

@@ -46,9 +46,9 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(7)).unwrap();
     let number = block_on(node.checkpoint_unchecked()).unwrap().number;
     assert_eq!(listed(&node), [(number, CheckOutcome::NotChecked)]);
-    node.set_checkpoint_interval(Some(Duration::from_millis(10)));
+    node.set_checkpoint_interval(Some(Duration::from_millis(10))).unwrap();
     await_until("a check fails", || node.failed_check().is_some());
-    node.set_checkpoint_interval(None);
+    node.set_checkpoint_interval(None).unwrap();
     let failed = node.failed_check().unwrap();
     assert!(failed.failed_checks[0].reason.ends_with("make 7"), "{failed:?}");
     await_until("it is listed so", || listed(&node).contains(&(failed.number, CheckOutcome::Failed)));
@@ -67,7 +67,7 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     // Checkpoints of the interval that are over the limit are not checked either.
     let options = CheckpointOptions { check_bytes_max: 0, ..options };
     let node = builder(dir.path()).checkpoints(options).open().unwrap();
-    node.set_checkpoint_interval(Some(Duration::from_millis(10)));
+    node.set_checkpoint_interval(Some(Duration::from_millis(10))).unwrap();
     await_until("three are not checked", || node.metrics().checkpoints_unchecked >= 3);
     assert_eq!((node.failed_check(), node.metrics().checkpoint_checks), (None, 0));
 }

@@ -217,12 +217,12 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
     let listed = node.checkpoints().unwrap();
     let met = listed.iter().find(|one| one.number == number).unwrap();
     assert_eq!((met.check, met.skipped_checks.len()), (CheckOutcome::NotChecked, 1));
-    node.set_checkpoint_interval(Some(Duration::from_millis(10)));
+    node.set_checkpoint_interval(Some(Duration::from_millis(10))).unwrap();
     let waits = |one: &stead::CheckpointInfo| {
         one.skipped_checks.iter().any(|skipped| skipped.reason.contains("tried again once the node has run"))
     };
     await_until("a check waits", || node.checkpoints().unwrap().iter().any(waits));
-    node.set_checkpoint_interval(None);
+    node.set_checkpoint_interval(None).unwrap();
     // A check that is requested runs anyway, and then those of the interval do, too.
     assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
     await_until("no mark is left", || marks(dir.path()) == 0);

@@ -4,6 +4,7 @@
 use crate::patience::PATIENCE;
 use crate::services::{Account, Ask, Look, Way, builder, key};
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -12,9 +13,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 use stead::kv::{self, Kv};
 use stead::{
-    AddressError, BlockingClient, CallError, Client, ConnectError, Node, OpenError, RawCall, RawError,
+    AddressError, BlockingClient, CallError, Client, ConnectError, Node, OpenError, Place, RawCall, RawError,
     Refusal, ServiceOptions,
 };
+use stead_core::blob::Blob;
+use stead_core::ids::{CallToken, ClusterId, Colour, Epoch, Incarnation, Index, Life, NodeId, ShardId, Time};
+use stead_core::reply::Reply;
+use stead_core::topology::Topology;
+use stead_net::connection::{Event, Settings};
+use stead_net::endpoint::{Bounds, Endpoint, Happened};
+use stead_net::frame::Origin;
+use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
+use stead_net::native::{Answer, Ask as NativeAsk, Identified};
+use stead_net::network::Tcp;
+use stead_net::payload::Payload;
 
 fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
@@ -296,4 +308,87 @@ fn blocking_callers_async_ones_and_those_that_give_up_share_a_connection() {
     });
     assert_eq!(done.load(Ordering::Relaxed), 300);
     assert_eq!(alone.query::<Account>(&key("blocking-1"), Look::Balance).unwrap(), 100);
+}
+
+/// A node at an address: answers the topology of `kv` and openings of sessions, and requests with what is given.
+fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinHandle<Vec<Identified>> {
+    let tcp = Tcp::accepting(listener.try_clone().unwrap()).unwrap();
+    thread::spawn(move || {
+        let local = Local {
+            versions: VERSIONS,
+            cluster: Some(ClusterId(7)),
+            role: Role::Peer { node: NodeId(1), directory: 1, process: 1 },
+            origin: Origin { incarnation: Incarnation(1), life: Life(1) },
+            limits: Limits::default(),
+            client_limits: Limits::of_clients(),
+            clock_difference_max: CLOCK_DIFFERENCE_MAX,
+        };
+        let mut endpoint = Endpoint::new(tcp, local, Settings::default(), Bounds::default());
+        let (begun, mut identities) = (Instant::now(), Vec::new());
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("kv", 1).unwrap();
+        while !answers.is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "{} answers are left", answers.len());
+            let now = Time(u64::try_from(begun.elapsed().as_micros()).unwrap());
+            endpoint.turn(now, Time(0)).unwrap();
+            while let Some(happened) = endpoint.next_happened() {
+                let Happened::Event(connection, Event::Request(request, bytes)) = happened else { continue };
+                let answer = match NativeAsk::decode(&bytes).unwrap().1 {
+                    NativeAsk::Topology => Answer::Topology(topology.clone()),
+                    NativeAsk::OpenSession { .. } => answered(&[]),
+                    NativeAsk::Request { identity, .. } => {
+                        identities.push(identity);
+                        answers.pop_front().unwrap()
+                    }
+                    ask => panic!("{ask:?}"),
+                };
+                let payload = Payload::from(answer.encode());
+                endpoint.send_answer(connection, request, &payload, now).unwrap();
+                endpoint.flush(now);
+            }
+            endpoint.network_mut().wait(Some(Duration::from_millis(1))).unwrap();
+        }
+        identities
+    })
+}
+
+/// The answer of a shard.
+fn answered(reply: &[u8]) -> Answer {
+    let (token, epoch, index, colour) = (CallToken(0), Epoch(1), Index(1), Colour(0));
+    Answer::Of(stead_core::calls::Answer {
+        token,
+        epoch,
+        index,
+        colour,
+        result: Ok(Reply::Ok(Blob::from(reply))),
+        staleness: None,
+    })
+}
+
+#[test]
+fn a_call_whose_primary_is_deposed_goes_on_to_the_next_one_with_its_identity() {
+    let (one, two) = (listener(), listener());
+    let deposed = Answer::Deposed { shard: ShardId(0) };
+    let not_here = Answer::NotHere { shard: ShardId(0), place: Place::Elsewhere };
+    // The next primary is at the other address, and begins to lead a moment later.
+    let first = serve(&one, [deposed, not_here.clone()].into());
+    let second = serve(&two, [not_here, answered(b"done")].into());
+    let addresses = [&one, &two].map(|listener| listener.local_addr().unwrap().to_string());
+    let client = BlockingClient::connect(addresses).unwrap();
+    let call = RawCall {
+        service: "kv",
+        key: "a",
+        payload: Vec::new(),
+        principal: "someone",
+        idempotency_key: Some(b"key"),
+        timeout: PATIENCE,
+    };
+    let reply = client.call_raw(call).unwrap();
+    assert_eq!(reply.reply, Ok(b"done".to_vec()));
+    let mut identities = first.join().unwrap();
+    identities.extend(second.join().unwrap());
+    assert_eq!(identities.len(), 4);
+    let Identified::Idempotency { key, .. } = &identities[0] else { panic!("{identities:?}") };
+    assert_eq!(&key[..], b"key");
+    assert!(identities.iter().all(|identity| *identity == identities[0]));
 }

@@ -50,7 +50,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
 pub(super) fn one(node: &Node) -> Result<(), Failure> {
     quiet(node)?;
     let before = node.metrics().checkpoints;
-    node.set_checkpoint_interval(AT_ONCE);
+    node.set_checkpoint_interval(AT_ONCE).expect("no shard has other replicas");
     wait("a checkpoint", || {
         node.status().checkpoint_running.is_some() || node.metrics().checkpoints > before
     })?;
@@ -60,7 +60,7 @@ pub(super) fn one(node: &Node) -> Result<(), Failure> {
 
 /// Stops further checkpoints, and waits for the end of the running one.
 fn quiet(node: &Node) -> Result<(), Failure> {
-    node.set_checkpoint_interval(None);
+    node.set_checkpoint_interval(None).expect("no shard has other replicas");
     wait("the end of a checkpoint", || node.status().checkpoint_running.is_none())
 }
 
@@ -78,7 +78,7 @@ fn side_by_side(args: &BenchArgs, node: &Node, report: &mut Report) -> Result<()
         // Changes of the round without checkpoints do not count for the round with one each second.
         one(node)?;
         let before = node.metrics().checkpoints;
-        node.set_checkpoint_interval(EACH_SECOND);
+        node.set_checkpoint_interval(EACH_SECOND).expect("no shard has other replicas");
         let used = usage::process_seconds();
         let busy = load(args, node, args.round())?;
         cost_with.push((usage::process_seconds() - used) * 1e6 / busy.micros.len() as f64);

@@ -2,7 +2,7 @@
 //! order, twice or never; leaders change, and a deposed one goes on for a while by what it knew; sometimes the whole plane is away.
 
 use super::node::NONE;
-use super::{CONTROL, LEASE, Message, SHARD, World};
+use super::{CONTROL, LEASE, Message, SETTINGS, SHARD, World};
 use crate::bugs::Bug;
 use std::collections::BTreeMap;
 use stead_core::clock::Now;
@@ -112,7 +112,13 @@ impl Plane {
 }
 
 fn dial(replicas: usize, acks: usize) -> Dial {
-    Dial { replicas: replicas as u8, acks: Acks::Count(acks as u8), lease: LEASE, ..Dial::default() }
+    Dial {
+        replicas: replicas as u8,
+        acks: Acks::Count(acks as u8),
+        lease: LEASE,
+        max_lag: SETTINGS.max_lag,
+        ..Dial::default()
+    }
 }
 
 impl World {
@@ -337,6 +343,7 @@ impl World {
                 leads,
                 caught_up: learners.iter().copied().filter(has).collect(),
                 learners,
+                max_lag: leads.map(|_| replica.max_lag()),
             }
         });
         let report = NodeReport {

@@ -1,7 +1,7 @@
 //! The links between nodes, and what planted bugs change of what they carry.
 
 use super::node::NONE;
-use super::{CONTROL, Message, SHARD, World, fold};
+use super::{CONTROL, Message, SETTINGS, SHARD, World, fold};
 use crate::bugs::Bug;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::Fact;
@@ -90,12 +90,12 @@ impl World {
                                 node.learners = (epoch, learners.clone());
                             }
                         } else if learners.iter().any(|learner| !node.learners.1.contains(learner)) {
-                            // They get the log from the next epoch on.
+                            // A new epoch must not lose them.
                             let (to, is_forced) = (None, false);
                             let fact = Fact::Failover { shard: SHARD, to, is_forced };
                             self.send(NONE, CONTROL, Message::Fact(fact));
                         }
-                        Input::Lead { record, learners }
+                        Input::Lead { record, learners, max_lag: SETTINGS.max_lag }
                     }
                     Message::Delete(_) | Message::Fact(_) => unreachable!("handled above"),
                 };

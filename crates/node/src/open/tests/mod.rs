@@ -163,6 +163,7 @@ struct Withholding {
     /// No ticket above this one is passed on.
     tickets_max: AtomicU64,
     inputs: AtomicU64,
+    turns: AtomicU64,
     /// Whether the next input panics before it is handled.
     panics: AtomicBool,
     appends: AtomicU64,
@@ -172,9 +173,10 @@ struct Withholding {
 }
 
 impl Watch for Withholding {
-    fn input(&self, _: &Shard, _: &Input) {
+    fn input(&self, _: &Shard, input: &Input) {
         assert!(!self.panics.load(Ordering::Relaxed), "it is planted");
         self.inputs.fetch_add(1, Ordering::Relaxed);
+        self.turns.fetch_add(u64::from(matches!(input, Input::Turn(_))), Ordering::Relaxed);
     }
 
     fn effects(&self, _: &Shard, effects: &mut Vec<Effect>) {

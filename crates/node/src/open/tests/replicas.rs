@@ -13,8 +13,10 @@ use stead_core::ids::{
 };
 use stead_core::replication::epoch::{EpochRecord, Seal, SealAnswer};
 use stead_core::replication::freshness::TooStale;
+use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{LogPoint, Losses};
-use stead_core::shard_replica;
+use stead_core::shard_replica::{self, Frame};
+use stead_core::trials::TrialKind;
 use stead_store::checkpoint::bundle::Author;
 use stead_store::snapshots::{SnapshotName, Snapshots};
 
@@ -237,7 +239,8 @@ impl Cluster {
         let (life, lease) = (Life(self.nodes[&node].shared.lives()), Micros(0));
         let (generation, losses) = (Generation(0), Losses::default());
         let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
-        self.give(node, shard_replica::Input::Lead { record, learners });
+        let max_lag = Micros::from_secs(10);
+        self.give(node, shard_replica::Input::Lead { record, learners, max_lag });
     }
 
     fn reply_to(&self, node: u32, call: u32) -> ReplyTo<Noting> {
@@ -389,6 +392,12 @@ fn a_node_with_some_of_several_replicas_takes_no_checkpoint() {
     let report = Arc::default();
     cluster.nodes[&1].shared.checkpoint(false, Box::new(Slot(Arc::clone(&report))));
     assert!(matches!(report.lock().unwrap().take(), Some(Err(CheckpointFailure::Store(_)))));
+    let life = cluster.nodes[&1].life();
+    assert!(matches!(
+        life.set_checkpoint_interval(Some(Duration::from_secs(1))),
+        Err(CheckpointFailure::Store(_))
+    ));
+    life.set_checkpoint_interval(None).unwrap();
 }
 
 #[test]
@@ -562,4 +571,52 @@ fn a_backup_answers_a_stale_read_with_its_age_and_no_other_one() {
     assert!(matches!(over, Err(Refusal::TooStale(TooStale::Over { .. }))), "{over:?}");
     let elsewhere = NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere };
     assert_eq!(ask(&mut cluster, Read::Linearizable), Err(elsewhere));
+}
+
+#[test]
+fn a_turn_of_an_epoch_that_is_over_does_not_reach_the_next_one() {
+    let mut cluster = serving();
+    let turns = |cluster: &Cluster| cluster.nodes[&1].shared.watch.turns.load(Ordering::Relaxed);
+    // It is deposed, and leads again, before it looks at the turn.
+    let base = cluster.replica(1).replica().table().last();
+    cluster.nodes[&1].shared.push(SHARD, Input::Turn(TrialKind::Handlers));
+    cluster.give(1, shard_replica::Input::Seal(Seal { epoch: Epoch(2), lease: Micros(0) }));
+    cluster.lead(2, 1, base);
+    cluster.settle();
+    assert_eq!(cluster.replica(1).replica().leads(), Some(Epoch(2)));
+    assert_eq!(turns(&cluster), 0);
+}
+
+#[test]
+fn a_replica_is_given_up_only_for_a_primary_that_the_control_plane_names() {
+    let void = |cluster: &mut Cluster| {
+        cluster.settle();
+        cluster.facts.drain(..).any(|fact| matches!(fact, Fact::Void(SHARD, ReplicaId(2))))
+    };
+    // Its log has another entry at a place that is committed.
+    let contradict = |cluster: &Cluster, epoch: u64| {
+        let before = LogPoint { epoch: Epoch(epoch), index: Index(1) };
+        let head = AppendHead { epoch: Epoch(epoch), before, commit: Index(0) };
+        let frame = Frame::Append { head, record: None, entries: Vec::new() };
+        cluster.give(2, shard_replica::Input::Frame { from: ReplicaId(3), frame });
+    };
+    let follow = |cluster: &Cluster, epoch: u64, primary: u64| {
+        let replicas = NODES.map(|node| (ReplicaId(node.into()), NodeId(node))).into();
+        let route = ShardRoute { epoch: Epoch(epoch), primary: ReplicaId(primary), replicas };
+        cluster.nodes[&2].shared.follow_routes([(SHARD, &route)]);
+    };
+    let mut cluster = serving();
+    contradict(&cluster, 9);
+    assert!(!void(&mut cluster), "no epoch 9 is known");
+    // Another one leads it, or it is over.
+    follow(&cluster, 9, 1);
+    assert!(!void(&mut cluster));
+    contradict(&cluster, 10);
+    follow(&cluster, 11, 3);
+    assert!(!void(&mut cluster));
+    contradict(&cluster, 12);
+    follow(&cluster, 12, 3);
+    assert!(void(&mut cluster), "an operator gave up what it holds");
+    follow(&cluster, 12, 3);
+    assert!(!void(&mut cluster), "once");
 }

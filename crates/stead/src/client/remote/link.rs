@@ -17,6 +17,7 @@ use stead_net::handshake::{
 };
 use stead_net::native::{Answer, with_time};
 use stead_net::network::{ConnectionId, Network, Tcp};
+use stead_node::NoAnswer;
 use tokio::sync::oneshot;
 
 /// Pause after the first round of addresses at which no node answered, or after a connection that gave no answer; it
@@ -34,6 +35,8 @@ pub(super) struct Call {
     repeats: bool,
     /// The number of times that it was sent.
     times: u32,
+    /// Whether a primary was deposed that had it: it waits for the next one.
+    is_deposed: bool,
     within: Within,
     reply: oneshot::Sender<Result<Got, RawError>>,
 }
@@ -45,7 +48,7 @@ impl Call {
         within: Within,
         reply: oneshot::Sender<Result<Got, RawError>>,
     ) -> Self {
-        Self { ask, repeats, times: 0, within, reply }
+        Self { ask, repeats, times: 0, is_deposed: false, within, reply }
     }
 
     fn end(self, result: Result<Got, RawError>) {
@@ -226,7 +229,7 @@ impl<N: Network> Link<N> {
         }
     }
 
-    fn handle_answer(&mut self, connection: ConnectionId, call: Call, bytes: &[u8], now: Time) {
+    fn handle_answer(&mut self, connection: ConnectionId, mut call: Call, bytes: &[u8], now: Time) {
         let answer = match Answer::decode(bytes) {
             Ok(answer) => answer,
             Err(error) => return call.fail(&error.to_string()),
@@ -238,6 +241,14 @@ impl<N: Network> Link<N> {
                 let reason = "answers were read too slowly, and there was no room for this one".to_owned();
                 RawError::Network { reason, sent: true }
             }
+            Answer::Deposed { shard } => {
+                call.is_deposed = true;
+                RawError::from(NoAnswer::Deposed { shard })
+            }
+            // The next primary is on another node, or there is none yet.
+            Answer::NotHere { shard, .. } if call.is_deposed && call.repeats => {
+                RawError::from(NoAnswer::Deposed { shard })
+            }
             answer => {
                 self.has_answered = true;
                 self.pause = PAUSE_MIN;
@@ -245,7 +256,8 @@ impl<N: Network> Link<N> {
                 return call.end(Ok(Got { answer, is_repeated }));
             }
         };
-        if !matches!(error, RawError::Network { .. }) && self.stage == Stage::Open(connection) {
+        let is_elsewhere = call.is_deposed || !matches!(error, RawError::Network { .. });
+        if is_elsewhere && self.stage == Stage::Open(connection) {
             // Answers that are under way still arrive.
             self.stage = Stage::Closed;
             self.reason = error.to_string();

@@ -35,7 +35,7 @@ impl Data {
     /// Marks the data as those of a life that ended in order, so that the next one suspects nothing.
     pub(crate) fn mark_clean(&self, marks: &CheckMarks) {
         let Some(dir) = &mut *self.dir() else { return };
-        marks.forgive(&*self.store);
+        marks.forgive();
         let marked = match self.store.failure() {
             Some(failure) => Err(failure),
             None => dir.update(|meta| meta.clean = true).map_err(|error| error.to_string()),

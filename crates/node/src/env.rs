@@ -95,6 +95,9 @@ pub trait Watch: Send + Sync + 'static {
         let _ = holds;
     }
 
+    /// Called before a service's check begins, for which there is a mark.
+    fn check(&self) {}
+
     /// Called when the queue of queries has looked whether it has no room for one that its shard has released.
     fn is_full(&self, is_full: &mut bool) {
         let _ = is_full;

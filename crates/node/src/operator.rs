@@ -52,7 +52,7 @@ impl Verification {
         let (store, marks) = (&*life.store, &shared.checks.marks);
         let mut stopped = None;
         let mut check = |service: &str, topology: &Topology, cut: &[State]| {
-            let mark = match life.write(|| marks.begin(store, self.number, service)) {
+            let mark = match life.write(|| marks.mark(store, self.number, service, true)) {
                 Ok(mark) => mark,
                 Err(failure) => {
                     let reason = failure.to_string();
@@ -63,7 +63,7 @@ impl Verification {
             // On a full disk it runs without a mark: a person waits for it.
             let found = shared.program.check(service, topology, cut);
             if let Ok(mark) = mark
-                && let Err(failure) = life.write(|| marks.end(false, store, mark, service))
+                && let Err(failure) = life.write(|| marks.end(false, store, &mark, service))
             {
                 // A clean shutdown forgives the mark.
                 stopped = Some(failure);

@@ -540,7 +540,8 @@ impl<E: Env> Shared<E> {
             self.fail(reason);
         }
         if part == PartId::Checks {
-            self.checks.part_ended();
+            let unchecked = self.checks.part_ended(self.is_ended());
+            self.counters.checkpoints_unchecked.add(unchecked as u64);
         }
         self.roster.end(part);
     }
@@ -684,6 +685,9 @@ pub(crate) mod tests {
     use stead_core::ids::{ClusterId, Incarnation};
     use stead_core::shard::StepOutcome;
     use stead_store::checkpoint::copy::Owner;
+    use stead_store::checkpoint::store::DiskStore;
+    use stead_store::data_dir::CHECKPOINTS;
+    use stead_store::sim_disk::SimDisk;
 
     /// The surroundings of a node without code, whose callers drop their answers.
     pub(crate) struct Nothing;
@@ -764,11 +768,17 @@ pub(crate) mod tests {
         let topology = Arc::new(topology);
         let owner = Owner { cluster: ClusterId(1), incarnation: topology.incarnation };
         let around = (clock, ());
-        let copies = (CopyDesk::new(owner, 0, None), CheckDesk::new(u64::MAX));
+        let copies = (CopyDesk::new(owner, 0, None), check_desk(u64::MAX));
         let (limits, sizes) = (MemoryLimits::default(), Sizes::default());
         let placed = (Arc::clone(&topology), Placement::all_here(&topology), Placed::default());
         let node = (NodeId::FIRST, 1);
         Arc::new(Shared::new(NoCode, placed, (1, 1), node, around, copies, (limits, sizes)))
+    }
+
+    /// Creates the desk of checks over an empty store.
+    pub(crate) fn check_desk(bytes_max: u64) -> CheckDesk {
+        let store = DiskStore::attach(Arc::new(SimDisk::new(1)), CHECKPOINTS);
+        CheckDesk::new(bytes_max, Arc::new(store))
     }
 
     /// As [`shared_with`] without services.

@@ -41,6 +41,7 @@ marks! {
     StepLeft: "the end of a node did not wait for a step any more",
     CopyPanicked: "a copy panicked",
     PartPanicked: "a part panicked",
+    ChecksPanicked: "the part that runs checks panicked",
     ThreadRefused: "a thread of a node could not start",
     MergePanicked: "a merge panicked",
     CleanStart: "a life that suspected nothing, for the one before ended in order",

@@ -72,8 +72,9 @@ pub(crate) struct Profile {
     pub(crate) flip_inside: u32,
     /// Threads that the system refuses to a node that starts, and events between changes of its mind about those of queries.
     pub(crate) refuse_threads: u32,
-    /// Merges that panic, and turns of other parts.
+    /// Merges that panic, checks before which their part does, and turns of other parts.
     pub(crate) merge_panics: u32,
+    pub(crate) check_panics: u32,
     pub(crate) part_panics: u32,
     /// Steps of tasks that run for long, and the longest time for which they do.
     pub(crate) slow_steps: u32,
@@ -235,6 +236,7 @@ impl Profile {
             flip_inside: 0,
             refuse_threads: 0,
             merge_panics: 0,
+            check_panics: 0,
             part_panics: 0,
             slow_steps: 0,
             slow_step_max: 0,
@@ -333,6 +335,7 @@ impl Profile {
         if rng.bool() {
             profile.own_settings = (0..3).map(|_| vary(rng, &profile.settings)).collect();
         }
+        profile.check_panics = chance(rng, &[0, 0, 0, 4]);
         profile
     }
 
@@ -509,6 +512,7 @@ impl Profile {
         self.flip_inside = 0;
         self.refuse_threads = 0;
         self.merge_panics = 0;
+        self.check_panics = 0;
         self.part_panics = 0;
         self.slow_steps = 0;
         self.jump = 0;

@@ -1,11 +1,10 @@
 //! The checkpoint part over a simulated disk, turn by turn.
 
 use super::*;
-use crate::checks::CheckDesk;
 use crate::part::{Part, Turned};
 use crate::reply::Reply;
 use crate::roster::PartId;
-use crate::shared::tests::shared;
+use crate::shared::tests::{check_desk, shared};
 use crate::sizes::Sizes;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -393,7 +392,7 @@ fn checks_that_end_after_their_node_fail_nothing_and_hold_no_caller() {
 #[test]
 fn checkpoints_of_the_interval_are_checked_up_to_a_size_and_others_if_that_is_asked_for() {
     let mut shared = shared();
-    Arc::get_mut(&mut shared).unwrap().checks = CheckDesk::new(100);
+    Arc::get_mut(&mut shared).unwrap().checks = check_desk(100);
     shared.checks.part_begins();
     let complete = |number: u64, section_bytes: u64, asked: Option<bool>| {
         let number = CheckpointNumber(number);

@@ -5,11 +5,12 @@ use crate::checkpoint::{CheckpointReply, CheckpointReport, Pin, failed, skipped}
 use crate::checks::CheckMarks;
 use crate::status::CheckStatus;
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::ids::{CheckpointNumber, Micros, Time};
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
+use stead_store::checkpoint::store::BlobStore;
 
 /// Maximum number of requested checkpoints that wait for their checks.
 const WANTED_MAX: usize = 64;
@@ -72,8 +73,8 @@ pub(crate) struct CheckDesk {
 
 impl CheckDesk {
     /// Runs no checks, until there is a part. Checkpoints of the interval over `bytes_max` bytes are not checked.
-    pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, held: Mutex::default(), bell: Bell::default(), marks: CheckMarks::default() }
+    pub(crate) fn new(bytes_max: u64, store: Arc<dyn BlobStore>) -> Self {
+        Self { bytes_max, held: Mutex::default(), bell: Bell::default(), marks: CheckMarks::new(store) }
     }
 
     /// Maximum size of a checkpoint of the interval that is checked, in bytes.
@@ -118,10 +119,13 @@ impl CheckDesk {
         self.held().has_part = true;
     }
 
-    /// Notes that the part has ended, also by a panic: from then on no caller waits for it.
-    pub(crate) fn part_ended(&self) {
-        self.stop();
+    /// Notes that the part has ended, also by a panic: from then on no caller waits for it, and the check that it had marked does not
+    /// begin. If the node has ended, too, the store is left alone. Returns the number of checkpoints that are not checked any more.
+    pub(crate) fn part_ended(&self, is_ended: bool) -> usize {
+        let unchecked = self.stop();
         self.held().has_part = false;
+        self.marks.withdraw(is_ended);
+        unchecked
     }
 
     /// Adds a checkpoint of the interval, replacing an older one that still waits.
@@ -149,20 +153,23 @@ impl CheckDesk {
         true
     }
 
-    /// Accepts nothing more; waiting callers get the report of a checkpoint that is not checked.
-    pub(crate) fn stop(&self) {
+    /// Accepts nothing more; waiting callers get the report of a checkpoint that is not checked. Returns the number of checkpoints
+    /// that waited for their checks, or were being checked.
+    pub(crate) fn stop(&self) -> usize {
         let mut held = self.held();
         held.stopped = true;
         let newest = held.newest.take();
         let running = held.running.take().map(|running| running.job);
         let jobs: Vec<CheckJob> = held.wanted.drain(..).chain(running).collect();
         drop(held);
+        let unchecked = jobs.len() + usize::from(newest.is_some());
         // After the lock: its pin may wait for a deletion, which syncs.
         drop(newest);
         self.bell.ring();
         for job in jobs {
             job.answer(&[]);
         }
+        unchecked
     }
 
     /// Returns the next checkpoint to check, if there is one and the part does not rest.
@@ -245,6 +252,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::CheckpointFailure;
     use crate::reply::Reply;
+    use crate::shared::tests::check_desk;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use stead_core::ids::Incarnation;
@@ -270,7 +278,7 @@ mod tests {
     /// Its pin may wait for a deletion, which syncs a directory; others look at the desk meanwhile.
     #[test]
     fn a_checkpoint_that_is_not_checked_any_more_is_dropped_after_the_lock() {
-        let desk = Arc::new(CheckDesk::new(1));
+        let desk = Arc::new(check_desk(1));
         desk.part_begins();
         let manifest = Manifest {
             cluster: None,

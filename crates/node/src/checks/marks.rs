@@ -9,14 +9,14 @@ use crate::checkpoint::{CheckpointInfo, FailedCheck, SkippedCheck};
 use crate::events;
 use crate::status::CheckStatus;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
 use stead_store::checkpoint::manifest::CheckResult;
-use stead_store::checkpoint::store::{BlobStore, StoreError};
+use stead_store::checkpoint::store::{BlobStore, Put, StoreError};
 
 /// Maximum number of marks that are read at a start.
 const MARKS_MAX: usize = 10_000;
@@ -34,12 +34,12 @@ struct Service {
     limits: CheckLimits,
     /// The marks that earlier lives have left, with their checkpoints, oldest first.
     left: Vec<(String, CheckpointNumber)>,
-    /// The marks of this life's checks that ended, or did not begin after all, and that could not be removed.
-    unremoved: Vec<String>,
 }
 
 struct Live {
     name: String,
+    /// Whether its check has begun.
+    has_begun: bool,
     /// Whether it has run for longer than the limit: if it does not end in this life, that counts.
     overdue: bool,
 }
@@ -48,10 +48,20 @@ struct Held {
     incarnation: Incarnation,
     services: BTreeMap<String, Service>,
     live: Vec<Live>,
+    /// The marks of checks that ended, or did not begin after all, and that are not removed yet.
+    unremoved: Vec<String>,
     /// The time at which the node began, as given to [`CheckMarks::load`].
     begun: Time,
     /// In the name of the last mark.
     serial: u64,
+}
+
+impl Held {
+    /// Moves live marks to those that are to be removed.
+    fn give_up(&mut self, is_over: impl Fn(&Live) -> bool) {
+        let over = self.live.extract_if(.., |live| is_over(live)).map(|live| live.name);
+        self.unremoved.extend(over);
+    }
 }
 
 /// The marks that earlier lives have left, as a start finds them before it changes anything.
@@ -87,15 +97,8 @@ impl LeftMarks {
 
 /// The checks that did not end, and those that run.
 pub(crate) struct CheckMarks {
+    store: Arc<dyn BlobStore>,
     held: Mutex<Held>,
-}
-
-impl Default for CheckMarks {
-    fn default() -> Self {
-        let (services, live) = (BTreeMap::new(), Vec::new());
-        let held = Held { incarnation: Incarnation(0), services, live, begun: Time(0), serial: 0 };
-        Self { held: Mutex::new(held) }
-    }
 }
 
 impl Service {
@@ -113,6 +116,19 @@ impl Service {
 }
 
 impl CheckMarks {
+    /// Knows no service, until [`Self::load`].
+    pub(crate) fn new(store: Arc<dyn BlobStore>) -> Self {
+        let held = Held {
+            incarnation: Incarnation(0),
+            services: BTreeMap::new(),
+            live: Vec::new(),
+            unremoved: Vec::new(),
+            begun: Time(0),
+            serial: 0,
+        };
+        Self { store, held: Mutex::new(held) }
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +137,6 @@ impl CheckMarks {
     /// distinguishes the marks of this life from those of others.
     pub(crate) fn load(
         &self,
-        store: &dyn BlobStore,
         incarnation: Incarnation,
         left: LeftMarks,
         services: impl Iterator<Item = (String, CheckLimits)>,
@@ -130,9 +145,7 @@ impl CheckMarks {
     ) {
         let mut held = self.held();
         (held.begun, held.serial, held.incarnation) = (now, serial, incarnation);
-        held.services = services
-            .map(|(name, limits)| (name, Service { limits, left: Vec::new(), unremoved: Vec::new() }))
-            .collect();
+        held.services = services.map(|(name, limits)| (name, Service { limits, left: Vec::new() })).collect();
         for (name, begun) in left.begun {
             if let Some(service) = held.services.get_mut(begun.service.as_str()) {
                 service.left.push((name, begun.number));
@@ -160,7 +173,7 @@ impl CheckMarks {
         }
         drop(held);
         for mark in needless {
-            if let Err(error) = store.delete(&mark) {
+            if let Err(error) = self.store.delete(&mark) {
                 // The next start ignores it as well.
                 tracing::warn!("cannot delete {mark}, which does not count: {error}");
             }
@@ -184,66 +197,79 @@ impl CheckMarks {
         })
     }
 
-    /// Marks on disk that a check begins; returns the mark, for [`Self::end`].
+    /// Marks on disk that a check is about to begin; returns the mark, for [`Self::end`]. If the check does not begin at once, it is
+    /// not `has_begun`, and [`Self::begin`] follows.
     ///
     /// # Errors
     /// [`CheckpointError`]; then the check must not run.
-    pub(crate) fn begin(
+    pub(crate) fn mark(
         &self,
         store: &dyn BlobStore,
         number: CheckpointNumber,
         service: &str,
+        has_begun: bool,
     ) -> Result<String, CheckpointError> {
-        let (incarnation, serial) = {
+        loop {
             let mut held = self.held();
             held.serial = held.serial.wrapping_add(1);
-            (held.incarnation, held.serial)
-        };
-        let begun = Begun { incarnation, number, service: service.to_owned() };
-        let name = begun.store(store, serial)?;
-        self.held().live.push(Live { name: name.clone(), overdue: false });
-        Ok(name)
+            let begun = Begun { incarnation: held.incarnation, number, service: service.to_owned() };
+            let name = begun.name(held.serial);
+            // Before it is on disk, from where a panic of the store must not keep it.
+            held.live.push(Live { name: name.clone(), has_begun, overdue: false });
+            drop(held);
+            let put = begun.store(store, &name);
+            if let Ok(Put::Created) = put {
+                return Ok(name);
+            }
+            self.held().live.retain(|live| live.name != name);
+            put?;
+        }
+    }
+
+    /// Notes that the check of a mark begins.
+    pub(crate) fn begin(&self, mark: &str) {
+        if let Some(live) = self.held().live.iter_mut().find(|live| live.name == mark) {
+            live.has_begun = true;
+        }
     }
 
     /// Notes that a check has ended, whether it holds or not: the marks of its service are removed, unless the node has
     /// ended.
-    pub(crate) fn end(&self, is_ended: bool, store: &dyn BlobStore, mark: String, service: &str) {
+    pub(crate) fn end(&self, is_ended: bool, store: &dyn BlobStore, mark: &str, service: &str) {
         if is_ended {
             // Another process may own the store soon. A clean shutdown forgives the mark.
             return;
         }
         let mut held = self.held();
-        held.live.retain(|live| live.name != mark);
-        let mut marks = Vec::new();
         if let Some(service) = held.services.get_mut(service) {
-            marks.extend(std::mem::take(&mut service.left).into_iter().map(|(name, _)| name));
-            marks.append(&mut service.unremoved);
+            let left = std::mem::take(&mut service.left).into_iter().map(|(name, _)| name);
+            held.unremoved.extend(left);
         }
+        held.give_up(|live| live.name == mark);
         drop(held);
-        marks.push(mark);
-        self.remove(store, marks, service);
+        self.remove(store);
     }
 
-    /// Removes the mark of a check that does not begin after all, unless the node has ended.
-    pub(crate) fn withdraw(&self, is_ended: bool, store: &dyn BlobStore, mark: String, service: &str) {
+    /// Removes the marks of checks that have not begun, and will not, unless the node has ended.
+    pub(crate) fn withdraw(&self, is_ended: bool) {
         if is_ended {
             // As in [`Self::end`].
             return;
         }
-        self.held().live.retain(|live| live.name != mark);
-        self.remove(store, vec![mark], service);
+        self.held().give_up(|live| !live.has_begun);
+        self.remove(&*self.store);
     }
 
-    /// Removes marks of a service. Those that the store does not remove now are removed with the next ones: a later life
-    /// would count them.
-    fn remove(&self, store: &dyn BlobStore, marks: Vec<String>, service: &str) {
+    /// Removes the marks that are not needed any more. Those that the store does not remove now are removed with the next ones: a later
+    /// life would count them.
+    fn remove(&self, store: &dyn BlobStore) {
+        let marks = self.held().unremoved.clone();
         for name in marks {
-            let Err(error) = store.delete(&name) else { continue };
-            events::warn(format_args!(
-                "cannot delete {name}, so that the check of {service} may be blamed: {error}"
-            ));
-            if let Some(service) = self.held().services.get_mut(service) {
-                service.unremoved.push(name);
+            match store.delete(&name) {
+                Ok(()) => self.held().unremoved.retain(|unremoved| *unremoved != name),
+                Err(error) => events::warn(format_args!(
+                    "cannot delete {name}, so that its check may be blamed: {error}"
+                )),
             }
         }
     }
@@ -256,18 +282,9 @@ impl CheckMarks {
     }
 
     /// Notes that the node shuts down cleanly: checks that it interrupts are not to blame.
-    pub(crate) fn forgive(&self, store: &dyn BlobStore) {
-        let mut held = self.held();
-        let live =
-            std::mem::take(&mut held.live).into_iter().filter(|live| !live.overdue).map(|live| live.name);
-        let unremoved = held.services.values_mut().flat_map(|service| std::mem::take(&mut service.unremoved));
-        let marks: Vec<String> = live.chain(unremoved).collect();
-        drop(held);
-        for name in marks {
-            if let Err(error) = store.delete(&name) {
-                events::warn(format_args!("cannot delete {name}: {error}"));
-            }
-        }
+    pub(crate) fn forgive(&self) {
+        self.held().give_up(|live| !live.overdue);
+        self.remove(&*self.store);
     }
 
     /// Returns the checks that were given up, as failures over the last checkpoint at which one of them did not end.
@@ -288,7 +305,7 @@ impl CheckMarks {
     }
 
     /// Stores the failure of checks that were given up, at the checkpoints at which this happened.
-    pub(crate) fn record(&self, now: Time, store: &dyn BlobStore) -> Result<(), CheckpointError> {
+    pub(crate) fn record(&self, now: Time) -> Result<(), CheckpointError> {
         let Some(status) = self.given_up() else { return Ok(()) };
         let result = |failed: FailedCheck| CheckResult {
             service: failed.service,
@@ -301,7 +318,7 @@ impl CheckMarks {
             checked: now,
             results: status.failed_checks.into_iter().map(result).collect(),
         };
-        checked.store(store).map(drop)
+        checked.store(&*self.store).map(drop)
     }
 
     /// Notes in a list of checkpoints which checks began over them and did not end.

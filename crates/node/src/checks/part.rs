@@ -3,7 +3,7 @@
 use crate::bell::Bell;
 use crate::checkpoint::{FailedCheck, failed, skipped};
 use crate::checks::desk::{Next, Running};
-use crate::env::{Env, Program};
+use crate::env::{Env, Program, Watch};
 use crate::events;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
@@ -183,18 +183,20 @@ impl CheckPart {
                 if hub.is_ended() || !checks.note(number, |_| {}) {
                     return Ok(false);
                 }
-                let mark = checks.marks.begin(store, number, &service)?;
+                let mark = checks.marks.mark(store, number, &service, false)?;
                 checking.current = Some(Current { service, mark, ended: None });
             }
             Some(Current { service, mark, ended: None }) => {
+                hub.watch.check();
                 // At once, and last before it begins: a give-up blames only a check that has begun, and knows its mark.
                 let begins = checks.note(number, |running| {
                     (running.service, running.mark) = (Some(service.clone()), Some(mark.clone()));
                 });
                 if hub.is_ended() || !begins {
-                    checks.marks.withdraw(hub.is_ended(), store, mark, &service);
+                    checks.marks.withdraw(hub.is_ended());
                     return Ok(false);
                 }
+                checks.marks.begin(&mark);
                 let failure = hub.program.check(&service, &checking.topology, &checking.states).err();
                 let ended = Some(CheckResult { service: service.clone(), failure, skipped: None });
                 checking.current = Some(Current { service, mark, ended });
@@ -205,7 +207,7 @@ impl CheckPart {
                     // From here on until the next one begins, no check is late.
                     (running.service, running.mark) = (None, None);
                 });
-                checks.marks.end(hub.is_ended(), store, mark, &service);
+                checks.marks.end(hub.is_ended(), store, &mark, &service);
             }
         }
         Ok(true)
@@ -255,7 +257,7 @@ impl<E: Env> Part<Shared<E>> for CheckPart {
 impl CheckPart {
     fn step<E: Env>(&mut self, hub: &Shared<E>, now: Time) -> Turned {
         if !mem::replace(&mut self.is_recorded, true)
-            && let Err(error) = hub.checks.marks.record(hub.now(), &*self.store)
+            && let Err(error) = hub.checks.marks.record(hub.now())
         {
             events::warn(format_args!("cannot store that a check did not end: {error}"));
         }

@@ -168,7 +168,7 @@ pub(crate) fn assemble<E: Env>(
         (threads, options.task_threads),
         (meta.node, meta.lives),
         around,
-        (copies, CheckDesk::new(options.checkpoints.check_bytes_max)),
+        (copies, CheckDesk::new(options.checkpoints.check_bytes_max, Arc::clone(&store))),
         (memory, drawn.sizes),
     );
     let shared = Arc::new(shared);
@@ -226,7 +226,7 @@ pub(crate) fn assemble<E: Env>(
     if !checked.is_empty() {
         let (now, serial) = (shared.now(), drawn.writer);
         let checked = checked.into_iter();
-        shared.checks.marks.load(&*store, topology.incarnation, marks, checked, now, serial);
+        shared.checks.marks.load(topology.incarnation, marks, checked, now, serial);
         checks = Some(CheckPart::new(Arc::clone(&store)));
     }
     let copies = CopyPart::new(Arc::clone(&store), options.copies);

@@ -195,6 +195,8 @@ pub(crate) struct Scene {
     pub(crate) check_kills: u32,
     /// One in this many merges panics at its end.
     pub(crate) merge_panics: u32,
+    /// One in this many checks panics before it begins.
+    pub(crate) check_panics: u32,
     /// The part panics on purpose when it passes the stage this many times, if it does so.
     pub(crate) panics_in: Option<u8>,
     /// The worker of the turn, if one in this many of its handlers abandons the node.

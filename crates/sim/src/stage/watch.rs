@@ -115,6 +115,21 @@ impl Watch for Observer {
         });
     }
 
+    fn check(&self) {
+        let panics = STAGE.with_borrow_mut(|stage| {
+            let panics = one_in(&mut stage.rng, stage.scene.check_panics);
+            if panics {
+                // Not again when the part ends.
+                stage.scene.panics_in = None;
+                stage.turn.panicked = true;
+            }
+            panics
+        });
+        if panics {
+            resume_unwind(Box::new(SIMULATED));
+        }
+    }
+
     fn is_full(&self, is_full: &mut bool) {
         *is_full &= STAGE.with_borrow(|stage| stage.scene.bug != Some(Bug::CrowdQueries));
     }

@@ -83,7 +83,12 @@ const REST_MAX: u64 = 1_000_000;
 impl World {
     /// Whether the checks of a wanted checkpoint must run: those before it have ended, and it has time.
     pub(super) fn is_rehearsing_checks(&self) -> bool {
-        matches!(self.rehearsal, Rehearsal::Last(_))
+        matches!(self.rehearsal, Rehearsal::Last(_)) && self.runs_checks()
+    }
+
+    /// Whether the part that runs checks has not panicked in this life.
+    pub(super) fn runs_checks(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.parts.runs(PartId::Checks))
     }
 
     pub(super) fn checkpoints(&mut self) -> &mut Checkpoints {

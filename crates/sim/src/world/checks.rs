@@ -27,6 +27,8 @@ pub(crate) struct UnendedChecks {
     at_start: BTreeMap<String, u32>,
     /// The service whose check has begun in this life, and whether it has run and its end is not recorded.
     open: Option<(String, bool)>,
+    /// Its mark, while its turn to run comes next.
+    about: Option<String>,
     /// The marks on the disk.
     marks: BTreeSet<String>,
 }
@@ -50,7 +52,7 @@ impl World {
         let marks = self.check_marks().into_keys().collect();
         let unended = &mut self.unended_checks;
         unended.at_start = unended.lives.clone();
-        (unended.open, unended.marks) = (None, marks);
+        (unended.open, unended.about, unended.marks) = (None, None, marks);
     }
 
     /// A life ends, which may leave the mark of its open check.
@@ -84,16 +86,17 @@ impl World {
         })
     }
 
-    /// Notes what a turn of the part that runs checks did: it marked a check, ran it, or recorded its result.
-    pub(super) fn checks_had_turn(&mut self, turn: &Turn) {
+    /// Notes what a turn of the part that runs checks did: it marked a check, ran it, or recorded its result. If it panicked, no mark
+    /// of a check that had not begun is left.
+    pub(super) fn checks_had_turn(&mut self, turn: &Turn) -> Outcomes {
         self.open_check = None;
         let ran = turn.shown.iter().find_map(|shown| match shown {
             Shown::Checked { service, .. } => Some(service.clone()),
             _ => None,
         });
         if let Some(service) = ran {
-            self.unended_checks.open = Some((service, true));
-            return;
+            (self.unended_checks.open, self.unended_checks.about) = (Some((service, true)), None);
+            return Ok(());
         }
         if !self.is_ending()
             && let Some((service, _)) = self.unended_checks.open.take_if(|(_, has_run)| *has_run)
@@ -102,11 +105,22 @@ impl World {
             self.unended_checks.ended(&service, is_removed);
         }
         let marks = self.check_marks();
+        let is_withdrawn = turn.panicked && !self.is_ending() && self.marks_are_removed();
         let unended = &mut self.unended_checks;
-        if let Some((_, service)) = marks.iter().find(|(name, _)| !unended.marks.contains(*name)) {
-            unended.open = Some((service.clone(), false));
+        let about = unended.about.take();
+        if is_withdrawn {
+            let is_of_none = |name: &String| !unended.marks.contains(name) || about.as_ref() == Some(name);
+            if let Some((_, service)) = marks.iter().find(|(name, _)| is_of_none(name)) {
+                let what = format!("the check of service {service} had not begun, and its mark is left");
+                return Err(Violation::new(17, what).into());
+            }
+            // Of an earlier check a mark may be left that the disk has kept.
+            unended.open.take_if(|_| about.is_some());
+        } else if let Some((name, service)) = marks.iter().find(|(name, _)| !unended.marks.contains(*name)) {
+            (unended.open, unended.about) = (Some((service.clone(), false)), Some(name.clone()));
         }
         unended.marks = marks.into_keys().collect();
+        Ok(())
     }
 
     /// Notes the checks that an operator's command has run.

@@ -96,10 +96,21 @@ impl World {
             old: None,
             check_kills: self.profile.check_kills,
             merge_panics: self.profile.merge_panics,
+            check_panics: self.profile.check_panics,
             panics_in: None,
             kills: None,
             holds_trim: self.bug == Some(Bug::HoldTrim) && self.waits_for_log(),
             holds_markers: self.rehearsal == Rehearsal::Uncommitted,
+        }
+    }
+
+    /// Returns the share of a part's turns that panic on purpose: a panic of the end is its caller's, and merges have a share of
+    /// their own. Most panics of checks come just before one begins.
+    fn panics_of(&self, part: PartId) -> u32 {
+        match part {
+            PartId::End | PartId::Merges => 0,
+            PartId::Checks => 8 * self.profile.check_panics,
+            _ => self.profile.part_panics,
         }
     }
 
@@ -113,7 +124,8 @@ impl World {
         let fails = self.bug == Some(Bug::FailTurn) && part == PartId::Log && self.odd.u8(..) == 0;
         self.turn_begins();
         let refused = self.refusals();
-        let panics = part_may_panic(part) && one_in(&mut self.odd, self.profile.part_panics);
+        let of = self.panics_of(part);
+        let panics = one_in(&mut self.odd, of);
         let panics_in = panics.then(|| self.odd.u8(..8));
         let may_kill = matches!(part, PartId::Worker(_))
             && !self.is_ending()
@@ -166,7 +178,7 @@ impl World {
             return self.power_failed();
         }
         if part == PartId::Checks {
-            self.checks_had_turn(&turn);
+            self.checks_had_turn(&turn)?;
         }
         self.check_queues(&queues, &turn)?;
         if let Some(order) = killed {
@@ -180,7 +192,8 @@ impl World {
             Ok(turned) => turned,
             Err(error) => {
                 if panicked {
-                    self.marks.hit(Mark::PartPanicked);
+                    let is_check = part == PartId::Checks;
+                    self.marks.hit(if is_check { Mark::ChecksPanicked } else { Mark::PartPanicked });
                 } else {
                     self.check_failure(part, &error, was_over)?;
                     self.marks.hit(Mark::IoFailed);
@@ -578,11 +591,6 @@ impl World {
         self.marks.hit(Mark::CrashInIo);
         self.end(End::Power)
     }
-}
-
-/// Whether a part panics on purpose: a panic of the end is its caller's, and those of merges have their own share.
-fn part_may_panic(part: PartId) -> bool {
-    !matches!(part, PartId::End | PartId::Merges | PartId::Checks)
 }
 
 /// Returns the answer to a call that the node itself refuses.

@@ -27,18 +27,18 @@ pub struct Begun {
 }
 
 impl Begun {
-    /// Stores the mark and returns its name, which `serial` distinguishes from other marks of the checkpoint.
+    /// Returns the name of the mark, which `serial` distinguishes from other marks of the checkpoint.
+    #[must_use]
+    pub fn name(&self, serial: u64) -> String {
+        format!("{MARKS}{:020}-{serial:016x}.json", self.number.0)
+    }
+
+    /// Stores the mark under its name, unless there is one of that name.
     ///
     /// # Errors
-    /// [`CheckpointError`]; then the check must not run.
-    pub fn store(&self, store: &dyn BlobStore, mut serial: u64) -> Result<String, CheckpointError> {
-        loop {
-            let name = format!("{MARKS}{:020}-{serial:016x}.json", self.number.0);
-            match store.put_new(&name, &encode(KIND_BEGUN, 1, self))? {
-                Put::Created => return Ok(name),
-                Put::Exists => serial = serial.wrapping_add(1),
-            }
-        }
+    /// [`StoreError`]; then the check must not run.
+    pub fn store(&self, store: &dyn BlobStore, name: &str) -> Result<Put, StoreError> {
+        store.put_new(name, &encode(KIND_BEGUN, 1, self))
     }
 
     /// Reads a mark.

@@ -318,7 +318,7 @@ impl Node {
             while checks.turn(shared, shared.now()).unwrap() == Turned::Again {}
             if let Some(report) = report.lock().unwrap().take() {
                 // The end of the node would wait for a part that gets no turns.
-                shared.checks.part_ended();
+                shared.checks.part_ended(false);
                 return report.unwrap();
             }
         }
@@ -509,7 +509,21 @@ fn a_check_that_has_not_begun_when_its_time_is_up_is_not_blamed() {
     assert_eq!((report.check, report.failed_checks.len()), (CheckOutcome::NotChecked, 0));
     node.check(1);
     assert_eq!(node.check_marks(), 0, "it does not begin any more");
-    node.parts.life.shared.checks.part_ended();
+    node.parts.life.shared.checks.part_ended(false);
+}
+
+#[test]
+fn a_check_that_has_not_begun_when_its_part_panics_is_not_blamed() {
+    for (turns, marks) in [(1, 0), (2, 1)] {
+        let mut node = Node::open(&SimDisk::new(1), 1);
+        let slot = node.begin_checks();
+        node.check(turns);
+        assert_eq!(node.check_marks(), 1);
+        node.parts.life.shared.part_panicked(PartId::Checks, "a bug");
+        assert_eq!(node.check_marks(), marks, "of {turns} turns the second one begins the check");
+        let report = slot.0.lock().unwrap().take().unwrap().unwrap();
+        assert_eq!(report.check, CheckOutcome::NotChecked);
+    }
 }
 
 #[test]
@@ -521,11 +535,11 @@ fn a_check_that_has_not_ended_when_its_time_is_up_has_failed_and_is_not_forgiven
     let report = slot.0.lock().unwrap().take().unwrap().unwrap();
     assert_eq!(report.check, CheckOutcome::Failed);
     let life = &node.parts.life;
-    life.shared.checks.marks.forgive(&*life.data.store);
+    life.shared.checks.marks.forgive();
     assert_eq!(node.check_marks(), 1, "a clean end does not forgive it");
     node.check(1);
     assert_eq!(node.check_marks(), 0, "it has ended after all");
-    node.parts.life.shared.checks.part_ended();
+    node.parts.life.shared.checks.part_ended(false);
 }
 
 /// A store in which a reader of checkpoint 1 begins as soon as its manifest is read.

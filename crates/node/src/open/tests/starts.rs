@@ -206,7 +206,8 @@ fn a_start_that_cannot_read_something_changes_nothing() {
     let store = DiskStore::open(Arc::new(disk.clone()), CHECKPOINTS).unwrap();
     for number in [1, 2] {
         let (incarnation, number) = (Incarnation(1), CheckpointNumber(number));
-        Begun { incarnation, number, service: "counter".to_owned() }.store(&store, 5).unwrap();
+        let begun = Begun { incarnation, number, service: "counter".to_owned() };
+        begun.store(&store, &begun.name(5)).unwrap();
     }
     let before = files(&disk);
     let (mut refused, mut at) = (0, 1);

@@ -59,7 +59,7 @@ fn write() {
     for (number, skipped) in [(1, None), (2, Some("it did not end 5 times in a row".to_owned()))] {
         results(number, skipped).store(&store).unwrap();
     }
-    begun().store(&store, 0x5eed).unwrap();
+    begun().store(&store, &begun().name(0x5eed)).unwrap();
     give_up(&store, &cluster.topology, CheckpointNumber(4), Time(4), cluster.names.author(), "a fixture")
         .unwrap();
     for path in disk.files() {

@@ -29,6 +29,9 @@ pub(crate) trait Host: Send + Sync {
     /// Gives a primary the record of its epoch.
     fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>, max_lag: Micros);
 
+    /// Drops a replica for ever.
+    fn delete(&self, shard: ShardId, replica: ReplicaId);
+
     /// Follows routes that are new or have changed.
     fn follow(&self, routes: &mut dyn Iterator<Item = (ShardId, &ShardRoute)>);
 
@@ -65,6 +68,10 @@ impl<E: Env> Host for Shared<E> {
 
     fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>, max_lag: Micros) {
         self.push_replica_of(shard, record.config.primary(), Input::Lead { record, learners, max_lag });
+    }
+
+    fn delete(&self, shard: ShardId, replica: ReplicaId) {
+        self.delete_replica(shard, replica);
     }
 
     fn follow(&self, routes: &mut dyn Iterator<Item = (ShardId, &ShardRoute)>) {

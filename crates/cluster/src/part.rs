@@ -393,10 +393,10 @@ impl<N: Network> ClusterPart<N> {
             Request::Lead { node, shard, record, learners, max_lag } if node == self.node => {
                 host.lead(shard, record, learners, max_lag);
             }
+            Request::Delete { node, shard, replica } if node == self.node => host.delete(shard, replica),
             Request::Ask(node) => host.ask_peer(node),
             // Of another node, or what only the leader's own controller may ask for.
-            Request::Seal { .. } | Request::Lead { .. } | Request::Propose(_) => {}
-            Request::Delete { .. } => {}
+            Request::Seal { .. } | Request::Lead { .. } | Request::Delete { .. } | Request::Propose(_) => {}
         }
     }
 

@@ -43,6 +43,8 @@ pub(crate) enum Command<C> {
     TakeSnapshot(Transfer),
     /// Begin an empty replica of a shard.
     Place { shard: ShardId, replica: ReplicaId },
+    /// Drop a replica of a shard for ever.
+    DeleteReplica { shard: ShardId, replica: ReplicaId },
     /// Commit the accepted work, then end.
     Stop,
 }

@@ -5,16 +5,24 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use stead_core::ids::{ReplicaId, ShardId};
 
-/// The replicas on this node that are not the only ones of their shards, by their numbers; a place without one has that of
-/// [`ReplicaId::NONE`].
+/// The replicas on this node that are not the only ones of their shards.
 #[derive(Debug, Default)]
-pub(crate) struct Placed(BTreeMap<ShardId, AtomicU64>);
+pub(crate) struct Placed(BTreeMap<ShardId, Place>);
+
+#[derive(Debug)]
+struct Place {
+    /// The number of the replica; that of [`ReplicaId::NONE`] without one.
+    replica: AtomicU64,
+    /// All numbers up to this one had their time here.
+    over: AtomicU64,
+}
 
 impl Placed {
-    /// Creates the places, each with its replica.
-    pub(crate) fn new(places: impl IntoIterator<Item = (ShardId, Option<ReplicaId>)>) -> Self {
-        let place = |(shard, replica): (ShardId, Option<ReplicaId>)| {
-            (shard, AtomicU64::new(replica.unwrap_or(ReplicaId::NONE).0))
+    /// Creates the places, each with its replica and the last one that had its time there.
+    pub(crate) fn new(places: impl IntoIterator<Item = (ShardId, Option<ReplicaId>, ReplicaId)>) -> Self {
+        let place = |(shard, replica, over): (ShardId, Option<ReplicaId>, ReplicaId)| {
+            let replica = replica.unwrap_or(ReplicaId::NONE);
+            (shard, Place { replica: AtomicU64::new(replica.0), over: AtomicU64::new(over.0) })
         };
         Self(places.into_iter().map(place).collect())
     }
@@ -36,14 +44,24 @@ impl Placed {
 
     /// Returns the replica of a shard that is here; `None` if there is none, or it is the only one of its shard.
     pub(crate) fn of(&self, shard: ShardId) -> Option<ReplicaId> {
-        let replica = ReplicaId(self.0.get(&shard)?.load(Ordering::Acquire));
+        let replica = ReplicaId(self.0.get(&shard)?.replica.load(Ordering::Acquire));
         Some(replica).filter(|replica| *replica != ReplicaId::NONE)
     }
 
-    /// Notes a replica at the place of a shard; false if there is no such place, or this replica is there, or a later one. Numbers of
+    /// Notes a replica at the place of a shard; false if there is no such place, or the replica is there, or had its time. Numbers of
     /// replicas only grow.
     pub(crate) fn place(&self, shard: ShardId, replica: ReplicaId) -> bool {
         let Some(place) = self.0.get(&shard) else { return false };
-        place.fetch_max(replica.0, Ordering::AcqRel) < replica.0
+        replica.0 > place.over.load(Ordering::Acquire)
+            && place.replica.fetch_max(replica.0, Ordering::AcqRel) < replica.0
+    }
+
+    /// Notes that the time of a replica is over.
+    pub(crate) fn delete(&self, shard: ShardId, replica: ReplicaId) {
+        let Some(place) = self.0.get(&shard) else { return };
+        place.over.fetch_max(replica.0, Ordering::AcqRel);
+        let is_over = |current: u64| (current <= replica.0).then_some(ReplicaId::NONE.0);
+        // A newer one stays.
+        let _ = place.replica.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_over);
     }
 }

@@ -235,11 +235,19 @@ impl<E: Env> Shared<E> {
     }
 
     /// Places a replica on this node, as the control plane has decided: with an empty log, behind whatever replica of the shard was here,
-    /// of which nothing counts any more. Nothing happens if it is here already, or a later one.
+    /// of which nothing counts any more. Nothing happens if it is here already, or had its time.
     pub fn place_replica(&self, shard: ShardId, replica: ReplicaId) {
         if self.replicated.place(shard, replica) {
             self.push_to(shard, Command::Place { shard, replica });
         }
+    }
+
+    /// Drops a replica of this node for ever, as the control plane orders it once no epoch that counts names the replica (rule 5). Once a
+    /// tombstone is durable, [`Fact::Deleted`](stead_core::control::facts::Fact::Deleted) waits on [`Self::control`]; an order that is
+    /// repeated is answered again. What the replica promised stays in the log.
+    pub fn delete_replica(&self, shard: ShardId, replica: ReplicaId) {
+        self.replicated.delete(shard, replica);
+        self.push_to(shard, Command::DeleteReplica { shard, replica });
     }
 
     /// Leaves a message of another node for the worker of its shard. One for a shard or a replica that is not here is dropped: its

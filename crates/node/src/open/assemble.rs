@@ -162,9 +162,13 @@ pub(crate) fn assemble<E: Env>(
     let (threads, memory) = (options.threads, options.memory);
     let (meta, topology) = (data_dir.meta(), Arc::clone(topology));
     let author = Author { cluster: meta.cluster, node: meta.node, writer: drawn.writer };
+    let places = replicated.into_iter().map(|(shard, replica)| {
+        let newest = wal.promises().newest(shard).map_or(0, |newest| newest.0);
+        (shard, replica, ReplicaId(newest.saturating_sub(1)))
+    });
     let shared = Shared::<E>::new(
         program,
-        (Arc::clone(&topology), placement, Placed::new(replicated)),
+        (Arc::clone(&topology), placement, Placed::new(places)),
         (threads, options.task_threads),
         (meta.node, meta.lives),
         around,

@@ -58,7 +58,8 @@ impl Node {
         let address = tcp.address().unwrap();
         let mut hub = shared_with(&[("accounts", 4)]);
         let replicas = if node == 1 { vec![(1, 10)] } else { vec![(0, 19), (1, 20), (2, 30), (3, 40)] };
-        let places = replicas.into_iter().map(|(shard, replica)| (ShardId(shard), Some(ReplicaId(replica))));
+        let place = |(shard, replica)| (ShardId(shard), Some(ReplicaId(replica)), ReplicaId::NONE);
+        let places = replicas.into_iter().map(place);
         Arc::get_mut(&mut hub).unwrap().replicated = Placed::new(places);
         Self { hub, part: PeerPart::new(tcp, local(node, 7, life)), address }
     }

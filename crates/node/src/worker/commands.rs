@@ -124,6 +124,7 @@ impl<E: Env> Worker<E> {
                 }
             }
             Command::Replica { shard, to, input } => self.give_placed(shared, now, (shard, to), input),
+            Command::DeleteReplica { shard, replica } => self.delete_replica(shared, now, shard, replica),
             Command::Place { shard, replica } => self.place(shared, now, shard, replica),
             Command::TakeSnapshot(transfer) => self.take_snapshot(shared, transfer),
             Command::Stop => {

@@ -165,6 +165,8 @@ struct Slot {
     of_others: usize,
     /// A replica whose frames contradict what is committed here, and the epoch that it leads: see [`GivenUp`](shard_replica::Effect::GivenUp).
     given_up: Option<(Epoch, ReplicaId)>,
+    /// The replicas whose tombstones are among these.
+    deleted: Vec<ReplicaId>,
     /// The number of its durable records that were not reported to it yet.
     durable: usize,
     /// Whether it is in [`Worker::stored`].
@@ -227,6 +229,7 @@ impl<E: Env> Worker<E> {
                     appended: 0,
                     of_others: 0,
                     given_up: None,
+                    deleted: Vec::new(),
                     durable: 0,
                     is_stored: false,
                     deadline: None,

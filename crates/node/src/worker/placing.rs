@@ -1,11 +1,14 @@
 //! Replicas of shards come and go while the node runs. The place of a shard stays, and while it has no replica, one of the number
 //! [`ReplicaId::NONE`] fills it: it is given no input but those of clients, which it turns away.
 
+use super::replicas::RECORD_BYTES;
 use super::{Slot, Worker};
 use crate::env::Env;
 use crate::shared::Shared;
-use stead_core::ids::{Life, ReplicaId, ShardId, Time};
+use stead_core::control::facts::Fact;
+use stead_core::ids::{Epoch, Life, ReplicaId, ShardId, Time};
 use stead_core::shard_replica::{Input, ReplicaName};
+use stead_store::wal::Promise;
 
 impl Slot {
     /// Whether it has a replica, and that is this one, if one is named.
@@ -59,12 +62,44 @@ impl<E: Env> Worker<E> {
         self.handled(shared, now, slot, 0);
     }
 
+    /// Drops a replica for ever, with a tombstone: the next number promises epoch 0, so that what stands before does not count any more,
+    /// and the replica is void wherever it is named again. Its own promise stays in the log.
+    pub(super) fn delete_replica(
+        &mut self,
+        shared: &Shared<E>,
+        now: Time,
+        shard: ShardId,
+        replica: ReplicaId,
+    ) {
+        let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
+        let own = self.shards[slot as usize].replica.replica().id();
+        if own > replica {
+            // A late order: the control plane places no later one before it knows that this one is deleted.
+            return self.news.facts.push(Fact::Deleted(shard, replica));
+        }
+        if own != ReplicaId::NONE {
+            self.replace(shared, now, slot, ReplicaId::NONE);
+        }
+        if self.batch.bytes() + RECORD_BYTES > self.batch_max {
+            self.submit(shared, now);
+        }
+        self.batch.push_promise(Promise { shard, replica: replica.next(), epoch: Epoch(0) });
+        self.note_appended(slot, 1);
+        let place = &mut self.shards[slot as usize];
+        place.of_others = place.appended;
+        place.deleted.push(replica);
+    }
+
     /// Takes so many records of a place as durable. Returns the number of those that its replica has appended.
     pub(super) fn take_durable(&mut self, slot: u32, records: usize) -> usize {
         let place = &mut self.shards[slot as usize];
         place.appended -= records;
         let of_others = records.min(place.of_others);
         place.of_others -= of_others;
+        if place.of_others == 0 {
+            let (shard, deleted) = (place.id, place.deleted.drain(..));
+            self.news.facts.extend(deleted.map(|replica| Fact::Deleted(shard, replica)));
+        }
         records - of_others
     }
 }

@@ -17,7 +17,7 @@ use stead_net::replica::Route;
 use stead_store::wal::Batch;
 
 /// Bytes of a record that holds no entry, at most.
-const RECORD_BYTES: usize = 64;
+pub(super) const RECORD_BYTES: usize = 64;
 
 impl<E: Env> Worker<E> {
     /// Adds the records of one input to the batch. They are durable whole or not at all, with the entries that follow them: a batch that has

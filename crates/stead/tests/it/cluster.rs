@@ -5,7 +5,7 @@ use crate::services::{Account, Ask, Look, builder, key};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
-use stead::{DialChange, EnterError, Node, NodeBuilder, OpenError, OperateError};
+use stead::{DialChange, EnterError, Node, NodeBuilder, OpenError, OperateError, ShardPlaces};
 
 fn any() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
@@ -106,4 +106,43 @@ fn operators_see_the_cluster_change_a_dial_and_begin_an_epoch() {
         Err(OperateError::NoMember { node: 2, members, .. }) if members == [1]
     ));
     assert_eq!(cluster.failover(99, None, false, PATIENCE), Err(OperateError::NoShard(99)));
+}
+
+/// Three nodes that replicate one service three times.
+fn three(dirs: &[tempfile::TempDir; 3]) -> [Node; 3] {
+    let first = member(dirs[0].path()).open().unwrap();
+    let join = |dir: &Path| builder(dir).join([address(&first)]).open().unwrap();
+    let (second, third) = (join(dirs[1].path()), join(dirs[2].path()));
+    let cluster = first.cluster().unwrap();
+    let service = cluster.status().services[0].service.clone();
+    let change = DialChange { replicas: Some(3), ..DialChange::default() };
+    cluster.set_dial(&service, change, PATIENCE).unwrap();
+    await_some("each shard has three members", || {
+        let status = cluster.status();
+        let is_whole = |shard: &ShardPlaces| shard.members.len() == 3 && shard.is_active;
+        let votes = status.nodes.iter().filter(|node| node.votes).count();
+        (status.shards.iter().all(is_whole) && votes == 3 && !status.is_balancing).then_some(())
+    });
+    [first, second, third]
+}
+
+#[test]
+fn what_was_answered_survives_the_primary_that_is_killed() {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let nodes = three(&dirs);
+    let accounts: Vec<String> = (0..16).map(|at| format!("account-{at}")).collect();
+    for account in &accounts {
+        // The others say that the shard is not there.
+        let deposit = |node: &Node| node.blocking_client().call::<Account>(account, Ask::Deposit(7)).ok();
+        await_some("the primary answers", || nodes.iter().find_map(deposit));
+    }
+    let [killed, left @ ..] = nodes;
+    killed.kill();
+    for account in &accounts {
+        let balance = |node: &Node| node.blocking_client().query::<Account>(account, Look::Balance).ok();
+        let balance = await_some("another node leads", || left.iter().find_map(balance));
+        assert_eq!(balance, 7, "{account}");
+    }
+    let failovers = left[0].cluster().unwrap().status().failovers;
+    assert!(failovers.iter().any(|failover| failover.is_failure && !failover.may_have_lost), "{failovers:?}");
 }

@@ -126,3 +126,37 @@ fn a_replica_takes_the_place_of_one_whose_records_are_not_durable_yet_17() {
     assert_eq!(cluster.replica(3).replica().table(), cluster.replica(1).replica().table());
     assert_eq!(cluster.reports[&1].caught_up, [ReplicaId(5)]);
 }
+
+/// Not even an order or a frame that comes late brings it back, nor a start in between.
+#[test]
+fn a_replica_that_is_deleted_stays_away_5() {
+    let mut cluster = of_two();
+    learn(&mut cluster, NEW, false);
+    cluster.facts.clear();
+    let id = |cluster: &Cluster| cluster.replica(3).replica().id();
+    cluster.nodes[&3].shared.delete_replica(SHARD, NEW);
+    cluster.work(3);
+    assert_eq!(id(&cluster), ReplicaId::NONE);
+    assert!(cluster.nodes[&3].shared.control.take().facts.is_empty(), "the tombstone is not durable");
+    cluster.settle();
+    assert_eq!(cluster.facts, [Fact::Deleted(SHARD, NEW)]);
+    learn(&mut cluster, NEW, false);
+    assert_eq!(id(&cluster), ReplicaId::NONE);
+    cluster.end(3);
+    cluster.open(3);
+    learn(&mut cluster, NEW, false);
+    assert_eq!(id(&cluster), ReplicaId::NONE);
+    cluster.nodes[&3].shared.delete_replica(SHARD, NEW);
+    cluster.settle();
+    assert_eq!(cluster.facts, [Fact::Deleted(SHARD, NEW), Fact::Deleted(SHARD, NEW)]);
+    // The next one begins at nothing, and stays, whatever comes late.
+    learn(&mut cluster, ReplicaId(4), false);
+    cluster.nodes[&3].shared.delete_replica(SHARD, NEW);
+    cluster.settle();
+    assert_eq!(cluster.facts.last(), Some(&Fact::Deleted(SHARD, NEW)));
+    assert_eq!(id(&cluster), ReplicaId(4));
+    let table = cluster.replica(1).replica().table().clone();
+    cluster.end(3);
+    cluster.open(3);
+    assert_eq!((id(&cluster), cluster.replica(3).replica().table()), (ReplicaId(4), &table));
+}

@@ -3,6 +3,7 @@
 use crate::edits::Source;
 use bytes::Bytes;
 use std::io::IoSlice;
+use std::time::Duration;
 use stead_core::blob::Blob;
 use stead_core::channel::Message as ChannelMessage;
 use stead_core::commit_tracker::EpochConfig;
@@ -16,6 +17,7 @@ use stead_core::replication::table::{EpochTable, LogPoint, Losses};
 use stead_core::shard_replica::{Frame as ReplicaFrame, LogEntry};
 use stead_net::channel::{Taken, write_deliver, write_taken};
 use stead_net::decoder::Decoder;
+use stead_net::forward::{Answered, Call, CallId, Outcome, write_answered, write_call};
 use stead_net::frame::{Frame, FrameError, HEADER_LEN, Head, Kind, Origin};
 use stead_net::outgoing::Outgoing;
 use stead_net::payload::{Payload, PayloadWriter};
@@ -144,6 +146,8 @@ fn section_of(address: Address, message: &Message) -> Bytes {
             write_deliver(&mut writer, (deliver.from, deliver.to), &deliver.messages, deliver.again);
         }
         Message::Taken(taken) => write_taken(&mut writer, taken),
+        Message::Call(call) => write_call(&mut writer, call),
+        Message::Answered(answered) => write_answered(&mut writer, answered),
     }
     shards_frame(writer)
 }
@@ -219,5 +223,11 @@ pub(crate) fn sample_messages() -> Vec<u8> {
     write_deliver(&mut writer, (ShardId(1), ShardId(4)), &[message(1), message(2)], true);
     let taken = Taken { from: ShardId(4), to: ShardId(1), upto: Seq(2), colour: Colour(1) };
     write_taken(&mut writer, &taken);
+    let (shard, id) = (ShardId(4), CallId { life: Life(1), number: 8 });
+    let call = Call { shard, id, within: Duration::from_millis(5), ask: Bytes::from_static(b"a request") };
+    write_call(&mut writer, &call);
+    for outcome in [Outcome::Answer(Bytes::from_static(b"an answer")), Outcome::NotLed, Outcome::InDoubt] {
+        write_answered(&mut writer, &Answered { shard, id, outcome });
+    }
     shards_frame(writer).to_vec()
 }

@@ -12,7 +12,7 @@
 //!   simulator's. TCP is for loopback addresses alone: there is no TLS yet.
 //! - [`native`] is what a client asks of a node, and the answers.
 //! - [`section`] puts the messages of many shards into one payload; [`replica`] is the format of those between replicas, and
-//!   [`channel`] of those between shards.
+//!   [`channel`] of those between shards, and [`forward`] of calls that a node passes on to another one.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod channel;
 pub mod connection;
 pub mod decoder;
 pub mod endpoint;
+pub mod forward;
 pub mod frame;
 pub mod handshake;
 pub mod native;

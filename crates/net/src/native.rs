@@ -237,7 +237,15 @@ impl<'b> Ask<'b> {
             return Err(Unreadable("a request begins with its time".to_owned()));
         };
         let time = Duration::from_millis(u32::from_le_bytes(*time).into());
-        Ok((time, minicbor::decode(ask)?))
+        Ok((time, Self::decode_untimed(ask)?))
+    }
+
+    /// Reads a request without a time, as [`encode`](Self::encode) returns it.
+    ///
+    /// # Errors
+    /// If the bytes are no request.
+    pub fn decode_untimed(bytes: &'b [u8]) -> Result<Self, Unreadable> {
+        Ok(minicbor::decode(bytes)?)
     }
 }
 

@@ -13,11 +13,13 @@
 //! | 7 chunk | epoch and index of the last entry that a snapshot covers (8, 8), bytes of the whole snapshot (8), position of the chunk (8), its bytes |
 //! | 8 received | epoch and index of the same (8, 8), bytes of the snapshot that arrived in order (8) |
 //! | 9, 10 | messages between two shards: see [`crate::channel`] |
+//! | 11, 12 | forwarded calls: see [`crate::forward`] |
 //!
 //! Entries follow each other, so that their indexes are not sent. No length is believed before the bytes are there: the section has them
 //! all, and its frame's checksum was right. What is decoded may still be hostile; the protocol's own checks are those of its receiver.
 
 use crate::channel::{self, Deliver, Taken};
+use crate::forward::{self, Answered, Call};
 use crate::frame::{u32_at, u64_at};
 use crate::payload::PayloadWriter;
 use crate::section::{Address, Read, Section, index, write_header};
@@ -95,6 +97,10 @@ pub enum Message {
     Deliver(Deliver),
     /// The report of another shard on messages of this one.
     Taken(Taken),
+    /// A call that the other node forwards.
+    Call(Call),
+    /// The end of a call that this node forwarded.
+    Answered(Answered),
 }
 
 /// Reasons for which a message cannot be read. Its frame's checksum was right, so its sender wrote it so: close the connection.
@@ -263,6 +269,8 @@ pub fn read_message(section: &Section) -> Result<Message, MessageError> {
         }),
         channel::DELIVER => channel::read_deliver(section, body).map(Message::Deliver),
         channel::TAKEN => channel::read_taken(section, body).map(Message::Taken),
+        forward::CALL => forward::read_call(section).map(Message::Call),
+        forward::ANSWERED => forward::read_answered(section).map(Message::Answered),
         kind => return Err(MessageError::Kind { shard, kind }),
     };
     read.map_err(|reason| MessageError::Invalid { shard, kind, reason: reason.to_owned() })

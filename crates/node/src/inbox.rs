@@ -1,6 +1,7 @@
 //! The queue through which other threads give work to a worker.
 
 use crate::bell::Bell;
+use crate::forward;
 use crate::reply::ReplyTo;
 use crate::status::{ShardStatus, WorkerStatus};
 use crate::transfers::desk::Transfer;
@@ -37,6 +38,8 @@ pub(crate) enum Command<C> {
     Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
     /// Pass the state of one shard to a function.
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
+    /// News of calls that this worker forwarded, or of the nodes that have them.
+    Forwarded(forward::News),
     /// An input for a replica of a shard, from the control plane or from a peer: for the one that is named, or for any that is here.
     Replica { shard: ShardId, to: Option<ReplicaId>, input: shard_replica::Input },
     /// Take a snapshot of a shard for another replica.
@@ -69,6 +72,14 @@ impl<C> Command<C> {
         };
         // In the inbox, and then among the inputs to repeat.
         held + 2 * size_of::<Self>()
+    }
+
+    /// Whether another node may perform it, if that leads the shard.
+    pub(crate) fn can_be_forwarded(&self) -> bool {
+        matches!(
+            self,
+            Self::Request { .. } | Self::Query { .. } | Self::DeadLetter { .. } | Self::OpenSession { .. }
+        )
     }
 
     /// Whether it leaves the state unchanged.

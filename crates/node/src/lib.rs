@@ -19,6 +19,7 @@ mod data;
 mod drive;
 mod env;
 pub mod events;
+mod forward;
 mod guarded;
 mod inbox;
 mod life;

@@ -6,7 +6,8 @@
 
 use crate::bell::Bell;
 use crate::events;
-use crate::reply::{Caller, NoAnswer, ReplyTo};
+use crate::forward::Forwarder;
+use crate::reply::{Caller, NoAnswer, ReplyTo, answer_of};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
@@ -38,6 +39,8 @@ pub(crate) enum Recipient<C> {
     Here(C),
     /// A client, over the network.
     Away(Away),
+    /// Another node, which forwarded the call.
+    Node(Forwarder),
 }
 
 impl<C: Caller> Caller for Recipient<C> {
@@ -48,6 +51,7 @@ impl<C: Caller> Caller for Recipient<C> {
                 let Away { line, request } = away;
                 line.desk.leave(line.connection, request, result);
             }
+            Self::Node(node) => node.leave(result),
         }
     }
 
@@ -55,6 +59,7 @@ impl<C: Caller> Caller for Recipient<C> {
         match self {
             Self::Here(caller) => caller.is_gone(),
             Self::Away(away) => away.line.is_closed.load(Ordering::Relaxed),
+            Self::Node(_) => false,
         }
     }
 }
@@ -304,18 +309,5 @@ impl Native {
             self.send(now, connection, request, answer_of(result));
         }
         self.endpoint.flush(now);
-    }
-}
-
-/// Returns the answer as it goes over the network.
-pub(crate) fn answer_of(result: Result<Answer, NoAnswer>) -> native::Answer {
-    match result {
-        Ok(answer) => native::Answer::Of(answer),
-        Err(NoAnswer::Refused(refusal)) => native::Answer::Refused(refusal),
-        Err(NoAnswer::NotHere { shard, place }) => native::Answer::NotHere { shard, place },
-        Err(NoAnswer::TimedOut { .. }) => native::Answer::TimedOut,
-        Err(NoAnswer::Deposed { shard }) => native::Answer::Deposed { shard },
-        Err(NoAnswer::Failed(reason)) => native::Answer::Failed(reason),
-        Err(NoAnswer::Stopped) => native::Answer::Stopped,
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
+use stead_net::native;
 use thiserror::Error;
 
 /// The receiver of the answer to one call. A caller that is dropped unanswered belongs to a node that has ended.
@@ -29,12 +30,20 @@ pub enum NoAnswer {
         /// Its place.
         place: Place,
     },
-    /// The shard was led here, and has another primary since before it answered. The request may have been applied: the same one, sent
-    /// again with its identity, gets the answer of the next primary.
-    #[error("shard {shard} has another primary now")]
+    /// The shard's primary was replaced before it answered, or the connection to its node closed. The request may have been applied: the
+    /// same one, sent again with its identity, gets the answer of the next primary.
+    #[error("the primary of shard {shard} was replaced, or the connection to it closed, before it answered")]
     Deposed {
         /// The shard.
         shard: ShardId,
+    },
+    /// The shard had no primary that this node reached in the time of the call. Nothing was changed.
+    #[error("shard {shard} had no primary that this node reached within {} ms", after.as_millis())]
+    NoPrimary {
+        /// The shard.
+        shard: ShardId,
+        /// The time limit of the call.
+        after: Duration,
     },
     /// No answer came in time. The request may have been applied, or may still be.
     #[error("no answer within {} ms", after.as_millis())]
@@ -48,6 +57,20 @@ pub enum NoAnswer {
     /// The node is shutting down or has shut down. The request may have been applied.
     #[error("the node has stopped")]
     Stopped,
+}
+
+/// Returns the answer as it goes over the network.
+pub(crate) fn answer_of(result: Result<Answer, NoAnswer>) -> native::Answer {
+    match result {
+        Ok(answer) => native::Answer::Of(answer),
+        Err(NoAnswer::Refused(refusal)) => native::Answer::Refused(refusal),
+        Err(NoAnswer::NotHere { shard, place }) => native::Answer::NotHere { shard, place },
+        Err(NoAnswer::NoPrimary { shard, .. }) => native::Answer::NotHere { shard, place: Place::Elsewhere },
+        Err(NoAnswer::TimedOut { .. }) => native::Answer::TimedOut,
+        Err(NoAnswer::Deposed { shard }) => native::Answer::Deposed { shard },
+        Err(NoAnswer::Failed(reason)) => native::Answer::Failed(reason),
+        Err(NoAnswer::Stopped) => native::Answer::Stopped,
+    }
 }
 
 /// A caller, and the time until which it waits.

@@ -37,6 +37,11 @@ impl RouteDesk {
         Some(Arc::clone(&routes))
     }
 
+    /// Whether no routes are known yet: as long as a node has no others.
+    pub(crate) fn are_unknown(&self) -> bool {
+        self.version.load(Ordering::Acquire) == 0
+    }
+
     /// Takes routes that are new or have changed.
     pub(crate) fn follow<'a>(
         &self,

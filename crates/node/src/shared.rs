@@ -7,6 +7,7 @@ use crate::control::ControlDesk;
 use crate::copies::CopyDesk;
 use crate::env::{Env, Watch};
 use crate::events;
+use crate::forward::{self, Forwarder, command_of};
 use crate::inbox::{Command, Inbox};
 use crate::log::LogDesk;
 use crate::memory::{Memory, MemoryLimits};
@@ -39,6 +40,8 @@ use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
+use stead_net::forward::{Answered, Call, CallId};
+use stead_net::native::{self, Ask};
 use stead_net::replica::Route;
 
 /// The time for which a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
@@ -62,7 +65,7 @@ pub struct Shared<E: Env> {
     pub(crate) watch: E::Watch,
     pub(crate) log: LogDesk,
     /// The messages for other nodes, their addresses, and what is known of them.
-    pub peers: PeerDesk,
+    pub peers: Arc<PeerDesk>,
     pub(crate) transfers: TransferDesk,
     /// The news for the control plane.
     pub control: ControlDesk,
@@ -130,7 +133,7 @@ impl<E: Env> Shared<E> {
             clock,
             watch,
             log: LogDesk::default(),
-            peers: PeerDesk::default(),
+            peers: Arc::default(),
             transfers: TransferDesk::default(),
             control: ControlDesk::default(),
             steps: StepQueue::new(step_parts),
@@ -270,6 +273,55 @@ impl<E: Env> Shared<E> {
                 self.push(to, Input::Deliver { from, messages, again });
             }
             PeerMessage::Ack { from, to, upto, colour } => self.push(to, Input::Ack { from, upto, colour }),
+            PeerMessage::Call { from, call } => self.take_forwarded(from, call),
+            PeerMessage::Answered(Answered { shard, id, outcome }) if id.life.0 == self.lives => {
+                let news = forward::News::Answered(id.number, outcome);
+                self.inboxes[self.worker_of(shard)].push(Command::Forwarded(news));
+            }
+            PeerMessage::Answered(_) => {}
+        }
+    }
+
+    /// Takes a call that another node forwarded, or answers it at once.
+    fn take_forwarded(&self, from: NodeId, Call { shard, id, within, ask }: Call) {
+        let caller = Forwarder { desk: Arc::clone(&self.peers), node: from, shard, id };
+        let deadline = self.now().plus(within.into());
+        let reply_to = ReplyTo { caller: Recipient::Node(caller.clone()), deadline, timeout: within };
+        let command = Ask::decode_untimed(&ask)
+            .map_err(|error| native::Answer::Invalid(error.to_string()))
+            .and_then(|ask| command_of(&self.topology, ask, |principal| principal.into(), reply_to));
+        let (shard, command) = match command {
+            Ok(command) => command,
+            Err(answer) => return caller.leave_answer(&answer),
+        };
+        let accepted = match self.placement.of(shard) {
+            Place::Here => self.accept(shard, &command),
+            place => Err(NoAnswer::NotHere { shard, place }),
+        };
+        match accepted {
+            Ok(()) => self.inboxes[self.worker_of(shard)].push(command),
+            Err(refused @ NoAnswer::Refused(_)) => caller.leave(Err(refused)),
+            // Nothing was changed, also if this node ends.
+            Err(_) => caller.leave(Err(NoAnswer::NotHere { shard, place: Place::Elsewhere })),
+        }
+    }
+
+    /// Notes that a call did not leave for a node.
+    pub(crate) fn not_sent(&self, node: NodeId, shard: ShardId, id: CallId) {
+        self.inboxes[self.worker_of(shard)].push(Command::Forwarded(forward::News::Unsent(node, id.number)));
+    }
+
+    /// Notes that messages flow to a node from now on.
+    pub fn peer_opened(&self, node: NodeId) {
+        for inbox in &self.inboxes {
+            inbox.push(Command::Forwarded(forward::News::Opened(node)));
+        }
+    }
+
+    /// Notes that the connection to a node closed: what was on its way may be lost.
+    pub fn peer_closed(&self, node: NodeId) {
+        for inbox in &self.inboxes {
+            inbox.push(Command::Forwarded(forward::News::Closed(node)));
         }
     }
 
@@ -448,7 +500,9 @@ impl<E: Env> Shared<E> {
             return Err(self.end_reason());
         }
         let place = self.placement.of(shard);
-        if place != Place::Here {
+        let is_forwarded =
+            || command.can_be_forwarded() && place == Place::Elsewhere && !self.routes.are_unknown();
+        if place != Place::Here && !is_forwarded() {
             return Err(NoAnswer::NotHere { shard, place });
         }
         let bytes = command.request_bytes();

@@ -51,6 +51,18 @@ pub enum RawError {
         /// Its place.
         place: Place,
     },
+    /// The shard had no primary that this node reached in time. Nothing was changed.
+    #[error(
+        "shard {shard} had no primary that this node reached within {} ms; nothing was changed: call again, or look at \
+         `stead status`",
+        after.as_millis()
+    )]
+    NoPrimary {
+        /// The shard.
+        shard: u32,
+        /// The time of the wait.
+        after: Duration,
+    },
     /// No answer came in time. The request may have been applied, or may still be.
     #[error("no answer within {} ms; the request may have been applied: repeat it with the same idempotency key", after.as_millis())]
     TimedOut {
@@ -91,6 +103,7 @@ impl From<NoAnswer> for RawError {
         match none {
             NoAnswer::Refused(refusal) => Self::Refused(refusal),
             NoAnswer::NotHere { shard, place } => Self::NotHere { shard: shard.0, place },
+            NoAnswer::NoPrimary { shard, after } => Self::NoPrimary { shard: shard.0, after },
             NoAnswer::Deposed { .. } => Self::Network { reason: none.to_string(), sent: true },
             NoAnswer::TimedOut { after } => Self::TimedOut { after },
             NoAnswer::Failed(reason) => Self::NodeFailed(reason),

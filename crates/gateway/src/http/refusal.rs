@@ -18,7 +18,9 @@ pub(super) fn problem(error: RawError) -> Problem {
         RawError::TimedOut { .. } => Kind::TimedOut,
         RawError::NodeFailed(_) => Kind::NodeFailed,
         // The gateway's own node is in this process.
-        RawError::Stopped | RawError::Network { .. } | RawError::Invalid(_) => Kind::NotReady,
+        RawError::Stopped | RawError::Network { .. } | RawError::Invalid(_) | RawError::NoPrimary { .. } => {
+            Kind::NotReady
+        }
         RawError::StalePage => Kind::StalePage,
         RawError::Refused(refusal) => match refusal {
             Refusal::UnknownSession(_)

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::fmt::Write as _;
 use std::io::IoSlice;
+use std::time::Duration;
 use stead_core::blob::Blob;
 use stead_core::channel::Message as ChannelMessage;
 use stead_core::commit_tracker::EpochConfig;
@@ -15,6 +16,7 @@ use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint, Losses};
 use stead_core::shard_replica::{Frame, LogEntry};
 use stead_net::channel::{Deliver, Taken, message_len, write_deliver, write_taken};
+use stead_net::forward::{Answered, Call, CallId, Outcome, write_answered, write_call};
 use stead_net::frame::{HEADER_LEN, Head, Kind, Origin};
 use stead_net::outgoing::Outgoing;
 use stead_net::payload::PayloadWriter;
@@ -22,7 +24,7 @@ use stead_net::replica::{
     Chunk, Message, MessageError, Received, Route, append_overhead, read_message, write_chunk, write_frame,
     write_received,
 };
-use stead_net::section::{Section, sections};
+use stead_net::section::{Address, Section, sections};
 
 fn at(epoch: u64, index: u64) -> LogPoint {
     LogPoint { epoch: Epoch(epoch), index: Index(index) }
@@ -66,6 +68,8 @@ fn write_to(writer: &mut PayloadWriter, route: Route, message: &Message) {
             write_deliver(writer, (*from, *to), messages, *again);
         }
         Message::Taken(taken) => write_taken(writer, taken),
+        Message::Call(call) => write_call(writer, call),
+        Message::Answered(answered) => write_answered(writer, answered),
     }
 }
 
@@ -101,10 +105,37 @@ fn draw_key(rng: &mut fastrand::Rng) -> Key {
     Key::new(&(0..len).map(|_| rng.alphanumeric()).collect::<String>()).unwrap()
 }
 
+const CALL: CallId = CallId { life: Life(3), number: 77 };
+
+fn call(ask: &'static [u8]) -> Message {
+    let within = Duration::from_millis(1500);
+    Message::Call(Call { shard: ShardId(258), id: CALL, within, ask: Bytes::from_static(ask) })
+}
+
+fn answered(outcome: Outcome) -> Message {
+    Message::Answered(Answered { shard: ShardId(258), id: CALL, outcome })
+}
+
+/// Draws a forwarded call or its end.
+fn draw_forwarded(rng: &mut fastrand::Rng, shard: ShardId) -> Message {
+    let id = CallId { life: Life(rng.u64(..)), number: rng.u64(..) };
+    let mut content = || Bytes::copy_from_slice(&draw_bytes(rng));
+    let (ask, answer) = (content(), content());
+    if rng.bool() {
+        let within = Duration::from_millis(rng.u32(..).into());
+        return Message::Call(Call { shard, id, within, ask });
+    }
+    let outcomes = [Outcome::Answer(answer), Outcome::NotLed, Outcome::InDoubt];
+    Message::Answered(Answered { shard, id, outcome: rng.choice(outcomes).unwrap() })
+}
+
 /// Draws a message to a shard.
 fn draw_to(rng: &mut fastrand::Rng, to: ShardId) -> Message {
     let number = |rng: &mut fastrand::Rng| rng.u64(..) >> rng.u32(16..64);
     let from = ShardId(rng.u32(..));
+    if rng.bool() {
+        return draw_forwarded(rng, to);
+    }
     if rng.bool() {
         return Message::Taken(Taken { from, to, upto: Seq(number(rng)), colour: Colour(number(rng)) });
     }
@@ -199,7 +230,7 @@ fn messages_of_many_shards_come_back() {
             let found =
                 Route { shard: section.address.shard, from: section.address.from, to: section.address.to };
             let expected = match message {
-                Message::Deliver(_) | Message::Taken(_) => {
+                Message::Deliver(_) | Message::Taken(_) | Message::Call(_) | Message::Answered(_) => {
                     Route { shard: route.shard, from: ReplicaId(0), to: ReplicaId(0) }
                 }
                 _ => *route,
@@ -209,6 +240,13 @@ fn messages_of_many_shards_come_back() {
             assert_eq!(shown(&read), shown(message));
         }
     }
+}
+
+/// Whether the message has no length of its own: it takes the rest of its section.
+fn ends_with_section(message: &Message) -> bool {
+    let answer = |answered: &Answered| matches!(answered.outcome, Outcome::Answer(_));
+    matches!(message, Message::Chunk(_) | Message::Call(_))
+        || matches!(message, Message::Answered(answered) if answer(answered))
 }
 
 #[test]
@@ -226,12 +264,11 @@ fn a_message_that_ends_early_or_late_is_refused() {
         for end in ends {
             let torn = Section { message: section.message.slice(..end), ..section.clone() };
             match (read_message(&torn), &message) {
-                // The end of a chunk is that of its section, and a table has its length within.
-                (Ok(_), Message::Chunk(_)) => {}
+                (Ok(_), message) if ends_with_section(message) => {}
                 (result, _) => assert!(result.is_err(), "{message:?} up to {end}"),
             }
         }
-        if !matches!(message, Message::Chunk(_)) {
+        if !ends_with_section(&message) {
             let longer = Section { message: [&section.message[..], &[0]].concat().into(), ..section };
             read_message(&longer).unwrap_err();
         }
@@ -379,6 +416,34 @@ fn hostile_messages_between_shards_are_refused() {
     }
 }
 
+#[test]
+fn hostile_forwarded_calls_are_refused() {
+    for whole in [call(b""), answered(Outcome::NotLed)] {
+        let section = only(write(route(2), &whole));
+        let with = |message: Bytes| read_message(&Section { message, ..section.clone() });
+        for len in 1..section.message.len() {
+            let error = with(section.message.slice(..len)).unwrap_err().to_string();
+            assert!(error.contains("ends within its head"), "{error} at {len}");
+        }
+        let addressed = Section { address: route_address(), ..section.clone() };
+        let error = read_message(&addressed).unwrap_err().to_string();
+        assert!(error.contains("an epoch or replicas"), "{error}");
+    }
+    // Another outcome, and one that has no answer with one.
+    let not_led = only(write(route(2), &answered(Outcome::NotLed))).message;
+    let mut other = not_led.to_vec();
+    other[17] = 3;
+    for message in [other.into(), Bytes::from([&not_led[..], b"x"].concat())] {
+        let address = Address { from: ReplicaId(0), to: ReplicaId(0), epoch: Epoch(0), ..route_address() };
+        let error = read_message(&Section { address, message }).unwrap_err().to_string();
+        assert!(error.contains("no known outcome"), "{error}");
+    }
+}
+
+fn route_address() -> Address {
+    Address { shard: ShardId(258), epoch: Epoch(0), from: ReplicaId(7), to: ReplicaId(9) }
+}
+
 /// Every later version must read these.
 #[test]
 fn the_bytes_of_messages_stay_what_they_are() {
@@ -435,6 +500,10 @@ fn the_bytes_of_messages_stay_what_they_are() {
                 entries: vec![entry(3, 11, b"one")],
             }),
         ),
+        ("call", call(b"ask")),
+        ("answered", answered(Outcome::Answer(Bytes::from_static(b"answer")))),
+        ("not led", answered(Outcome::NotLed)),
+        ("in doubt", answered(Outcome::InDoubt)),
     ];
     let mut text = String::new();
     for (name, message) in &messages {

@@ -8,6 +8,7 @@ use stead_core::control::facts::PeerReport;
 use stead_core::ids::{Colour, NodeId, Seq, ShardId, Time};
 use stead_core::shard::{Input, Messages};
 use stead_core::shard_replica::Frame;
+use stead_net::forward::{Answered, Call};
 use stead_net::replica::{Chunk, Received, Route};
 
 /// A message between two nodes. It may be lost, doubled or late.
@@ -41,6 +42,15 @@ pub enum PeerMessage {
         /// The colour of the receiving shard.
         colour: Colour,
     },
+    /// A call of a client, for a shard that the receiving node leads.
+    Call {
+        /// The node that forwards it.
+        from: NodeId,
+        /// The call.
+        call: Call,
+    },
+    /// What came of a call that the receiving node forwarded.
+    Answered(Answered),
 }
 
 impl PeerMessage {

@@ -6,7 +6,7 @@
 
 use super::PeerMessage;
 use super::desk::{Orders, Seen};
-use super::packing::{Packed, pack};
+use super::packing::{Loser, Packed, pack};
 use crate::bell::Bell;
 use crate::clock::Clock;
 use crate::control::ControlNews;
@@ -24,6 +24,7 @@ use stead_core::shard_replica::Input;
 use stead_net::channel::{Deliver, Taken};
 use stead_net::connection::{Event, Failure, SendError, Settings};
 use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
+use stead_net::forward::{Answered, CallId, Outcome};
 use stead_net::handshake::{Agreed, HandshakeError, Local, Refusal, RefusalKind, Role};
 use stead_net::network::{ConnectionId, Network, Tcp};
 use stead_net::replica::{Message, Route, read_message};
@@ -31,6 +32,8 @@ use stead_net::section::sections;
 
 /// Bytes that wait for a node at most: 32 MiB.
 const SEND_BYTES_MAX: usize = 32 << 20;
+/// Answers to a node that is slow for which it is remembered that they were dropped: as many as it forwards calls.
+const OWED_MAX: usize = 16_384;
 /// Pauses between two attempts to connect to a node: each is twice as long as the one before.
 const PAUSE_MIN: Micros = Micros::from_millis(20);
 const PAUSE_MAX: Micros = Micros::from_secs(1);
@@ -66,6 +69,8 @@ struct Peer {
     sent: BTreeMap<ShardId, ReplicaId>,
     /// The replicas for which something was lost, or may have been.
     lost: BTreeMap<ShardId, ReplicaId>,
+    /// Calls that it forwarded, and whose answers were dropped because it reads too slowly.
+    owed: Vec<(ShardId, CallId)>,
     /// Whether the control plane learns that the connection closed if the one that is being dialed does not replace it.
     is_closed: bool,
     /// Whether the control plane knows that nothing listens at its address.
@@ -85,6 +90,7 @@ impl Peer {
             heard: now,
             sent: BTreeMap::new(),
             lost: BTreeMap::new(),
+            owed: Vec::new(),
             is_closed: false,
             is_refused: false,
             reported: String::new(),
@@ -122,6 +128,13 @@ fn note(replicas: &mut BTreeMap<ShardId, ReplicaId>, shard: ShardId, replica: Re
     *newest = replica.max(*newest);
 }
 
+/// What those learn who forward calls.
+enum Change {
+    Opened(NodeId),
+    Closed(NodeId),
+    Unsent(NodeId, ShardId, CallId),
+}
+
 /// The connections of a node to the others.
 pub struct PeerPart<N: Network = Tcp> {
     /// This node.
@@ -133,6 +146,8 @@ pub struct PeerPart<N: Network = Tcp> {
     /// The last failure of a connection whose other end is unknown.
     reported: String,
     news: ControlNews,
+    /// In their order.
+    changes: Vec<Change>,
 }
 
 impl<N: Network> PeerPart<N> {
@@ -152,6 +167,7 @@ impl<N: Network> PeerPart<N> {
             failed: None,
             reported: String::new(),
             news: ControlNews::default(),
+            changes: Vec::new(),
         }
     }
 
@@ -188,7 +204,8 @@ impl<N: Network> PeerPart<N> {
         while let Some(happened) = self.endpoint.next_happened() {
             self.handle(hub, happened, now);
         }
-        for peer in self.peers.values_mut() {
+        let mut owed = Vec::new();
+        for (node, peer) in &mut self.peers {
             let Some(open) = &mut peer.open else {
                 if peer.address.is_some() && peer.dialing.is_none() {
                     due = due.min(peer.dial_from);
@@ -200,12 +217,27 @@ impl<N: Network> PeerPart<N> {
             if open.is_full && connection.waiting() <= SEND_BYTES_MAX / 2 {
                 open.is_full = false;
                 give_connected(hub, &mut peer.lost);
+                self.changes.push(Change::Opened(*node));
+                owed.push((*node, std::mem::take(&mut peer.owed)));
             }
+        }
+        for (node, owed) in owed.into_iter().filter(|(_, owed)| !owed.is_empty()) {
+            let answered =
+                |(shard, id)| PeerMessage::Answered(Answered { shard, id, outcome: Outcome::InDoubt });
+            self.send(node, owed.into_iter().map(answered).collect(), now);
+            due = now;
         }
         self.peers.retain(|_, peer| !peer.is_unknown());
         let seen = |peer: &Peer| Seen { heard: peer.heard, is_closed: peer.open.is_none() };
         hub.peers.note(self.peers.iter().map(|(node, peer)| (*node, seen(peer))));
         hub.control.leave(&mut self.news);
+        for change in self.changes.drain(..) {
+            match change {
+                Change::Opened(node) => hub.peer_opened(node),
+                Change::Closed(node) => hub.peer_closed(node),
+                Change::Unsent(node, shard, id) => hub.not_sent(node, shard, id),
+            }
+        }
         Ok(due)
     }
 
@@ -244,11 +276,12 @@ impl<N: Network> PeerPart<N> {
 
     fn send(&mut self, node: NodeId, messages: Vec<PeerMessage>, now: Time) {
         let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
-        let Some(open) = &mut peer.open else { return peer.note_lost(receivers(&messages)) };
-        if open.is_full {
-            return peer.note_lost(receivers(&messages));
-        }
-        for Packed { payload, receivers } in pack(messages, open.payload_bytes_max) {
+        let Some(open) = peer.open.as_mut().filter(|open| !open.is_full) else {
+            let losers = messages.iter().filter_map(Loser::of);
+            return note_unsent(node, peer, &mut self.changes, losers);
+        };
+        let mut unsent = Vec::new();
+        for Packed { payload, losers } in pack(messages, open.payload_bytes_max) {
             let sent = if open.is_full {
                 Err(None)
             } else {
@@ -256,8 +289,10 @@ impl<N: Network> PeerPart<N> {
             };
             match sent {
                 Ok(()) => {
-                    for (shard, replica) in receivers {
-                        note(&mut peer.sent, shard, replica);
+                    for loser in losers {
+                        if let Loser::Replica(shard, replica) = loser {
+                            note(&mut peer.sent, shard, replica);
+                        }
                     }
                     continue;
                 }
@@ -274,10 +309,9 @@ impl<N: Network> PeerPart<N> {
                 }
                 Err(Some(_)) => open.is_full = true,
             }
-            for (shard, replica) in receivers {
-                note(&mut peer.lost, shard, replica);
-            }
+            unsent.extend(losers);
         }
+        note_unsent(node, peer, &mut self.changes, unsent);
         if peer.open.is_some_and(|open| self.endpoint.connection(open.connection).is_none()) {
             self.closed(node, now);
         }
@@ -290,7 +324,7 @@ impl<N: Network> PeerPart<N> {
                 Role::Client => self.endpoint.close(connection),
             },
             Happened::Event(connection, Event::Shards(bytes)) => {
-                if let Err(reason) = self.receive(hub, bytes) {
+                if let Err(reason) = self.receive(hub, connection, bytes) {
                     self.refuse(connection, &reason, now);
                 }
             }
@@ -330,10 +364,11 @@ impl<N: Network> PeerPart<N> {
         (peer.is_closed, peer.is_refused) = (false, false);
         peer.reported.clear();
         give_connected(hub, &mut peer.lost);
+        self.changes.push(Change::Opened(node));
     }
 
     /// Takes the messages of a frame. Those before one that is invalid are taken.
-    fn receive<E: Env>(&self, hub: &Shared<E>, bytes: Bytes) -> Result<(), String> {
+    fn receive<E: Env>(&self, hub: &Shared<E>, connection: ConnectionId, bytes: Bytes) -> Result<(), String> {
         for section in sections(bytes) {
             let section = section.map_err(|error| error.to_string())?;
             let address = section.address;
@@ -348,6 +383,13 @@ impl<N: Network> PeerPart<N> {
                 }
                 Message::Chunk(chunk) => hub.from_peer(PeerMessage::Chunk(route, chunk)),
                 Message::Received(received) => hub.from_peer(PeerMessage::Received(route, received)),
+                Message::Call(call) => {
+                    // Its answer goes over the connection that the node has then.
+                    if let Some(from) = self.node_of(connection) {
+                        hub.from_peer(PeerMessage::Call { from, call });
+                    }
+                }
+                Message::Answered(answered) => hub.from_peer(PeerMessage::Answered(answered)),
             }
         }
         Ok(())
@@ -379,6 +421,9 @@ impl<N: Network> PeerPart<N> {
         let Some(open) = peer.open.take() else { return };
         let sent = std::mem::take(&mut peer.sent);
         peer.note_lost(sent);
+        // The other end takes back the calls that have no answer.
+        peer.owed.clear();
+        self.changes.push(Change::Closed(node));
         // One that ends at once would be dialed without a pause otherwise.
         if now.since(open.since) >= PAUSE_MAX {
             peer.pause = PAUSE_MIN;
@@ -428,12 +473,23 @@ impl<N: Network> PeerPart<N> {
     }
 }
 
-/// Returns the replicas that lose something if the messages are lost.
-fn receivers(messages: &[PeerMessage]) -> impl Iterator<Item = (ShardId, ReplicaId)> {
-    messages.iter().filter_map(|message| match message {
-        PeerMessage::Frame(route, _) | PeerMessage::Chunk(route, _) => Some((route.shard, route.to)),
-        PeerMessage::Received(..) | PeerMessage::Deliver { .. } | PeerMessage::Ack { .. } => None,
-    })
+/// Notes that messages to a node are dropped.
+fn note_unsent(
+    node: NodeId,
+    peer: &mut Peer,
+    changes: &mut Vec<Change>,
+    losers: impl IntoIterator<Item = Loser>,
+) {
+    for loser in losers {
+        match loser {
+            Loser::Replica(shard, replica) => note(&mut peer.lost, shard, replica),
+            Loser::Call(shard, id) => changes.push(Change::Unsent(node, shard, id)),
+            Loser::Answer(shard, id) if peer.open.is_some() && peer.owed.len() < OWED_MAX => {
+                peer.owed.push((shard, id));
+            }
+            Loser::Answer(..) => {}
+        }
+    }
 }
 
 /// Informs the replicas of this node that what was on its way to these may be lost, and that messages flow from now on.

@@ -1,8 +1,11 @@
-use super::packing::pack;
+use super::packing::{Loser, pack};
 use super::*;
+use crate::forward::{Forwarder, News};
 use crate::inbox::Command;
+use crate::native::Recipient;
 use crate::part::{Part, Turned};
 use crate::placed::Placed;
+use crate::reply::NoAnswer;
 use crate::shared::Shared;
 use crate::shared::tests::{Nothing, shared_with};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,21 +13,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::blob::Blob;
+use stead_core::calls::Refusal;
 use stead_core::channel::Message;
 use stead_core::control::facts::Fact;
 use stead_core::ids::{
     ClusterId, Colour, Epoch, Incarnation, Index, Life, Micros, NodeId, ReplicaId, Seq, ShardId, Time,
 };
 use stead_core::key::Key;
+use stead_core::placement::Place;
 use stead_core::shard::Input;
 use stead_core::shard_replica::{self, Frame};
 use stead_net::connection::{Event, Settings};
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
+use stead_net::forward::{Answered, Call, CallId, Outcome};
 use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
+use stead_net::native::Ask;
 use stead_net::network::Tcp;
 use stead_net::payload::Payload;
-use stead_net::replica::Route;
+use stead_net::replica::{Message as Received, Route, read_message};
+use stead_net::section::sections;
 
 const DEADLINE: Micros = Micros::from_secs(20);
 /// The time for which a test waits at one of its networks before it looks at the next one.
@@ -84,7 +92,8 @@ impl Node {
     fn take(&self) -> Vec<String> {
         let (mut commands, mut inputs) = (Vec::new(), Vec::new());
         self.hub.inboxes[0].take(&mut commands, &mut inputs);
-        let commands = commands.into_iter().map(|command| match command {
+        let commands = commands.into_iter().filter(|command| !matches!(command, Command::Forwarded(_)));
+        let commands = commands.map(|command| match command {
             Command::Replica { shard, input: shard_replica::Input::Connected(replica), .. } => {
                 format!("{shard} connected to {replica}")
             }
@@ -102,6 +111,30 @@ impl Node {
             _ => panic!("no peer sends another input"),
         });
         commands.chain(inputs).collect()
+    }
+
+    /// Takes the calls that arrived, and the news of those that it forwarded.
+    fn take_calls(&self) -> (Vec<Forwarder>, Vec<String>) {
+        let (mut commands, mut calls, mut news) = (Vec::new(), Vec::new(), Vec::new());
+        self.hub.inboxes[0].take(&mut commands, &mut Vec::new());
+        for command in commands {
+            match command {
+                Command::DeadLetter { reply_to, .. } => match reply_to.caller {
+                    Recipient::Node(caller) => calls.push(caller),
+                    _ => panic!("another node forwarded it"),
+                },
+                Command::Forwarded(News::Answered(number, outcome)) => {
+                    news.push(format!("{number}: {outcome:?}"));
+                }
+                Command::Forwarded(News::Unsent(node, number)) => {
+                    news.push(format!("{number} not sent to {node}"));
+                }
+                Command::Forwarded(News::Opened(node)) => news.push(format!("{node} opened")),
+                Command::Forwarded(News::Closed(node)) => news.push(format!("{node} closed")),
+                _ => {}
+            }
+        }
+        (calls, news)
     }
 
     fn leave(&self, node: u32, message: PeerMessage) {
@@ -228,6 +261,52 @@ fn a_connection_that_closed_is_renewed_and_replicas_learn_of_it() {
     assert_eq!(at_two, ["3 frame of 10: Ack { epoch: Epoch(1), upto: Index(5) }"]);
 }
 
+fn call(number: u64) -> PeerMessage {
+    let ask = Ask::DeadLetter { shard: ShardId(2), letter: Index(1), retry: true }.encode();
+    let (id, within) = (CallId { life: Life(1), number }, Duration::from_secs(1));
+    PeerMessage::Call { from: NodeId(1), call: Call { shard: ShardId(2), id, within, ask } }
+}
+
+#[test]
+fn a_forwarded_call_comes_back_with_its_answer_or_the_end_of_its_connection() {
+    let (mut one, mut two) = (Node::new(1), Node::new(2));
+    one.leave(2, call(7));
+    one.turn();
+    assert_eq!(one.take_calls().1, ["7 not sent to 2"]);
+    one.hub.peers.set_addresses(BTreeMap::from([(NodeId(2), two.address)]));
+    run(&mut [&mut one, &mut two], "they connect", |nodes| nodes[0].is_connected(2));
+    assert_eq!(one.take_calls().1, ["2 opened"]);
+
+    (8..=10).for_each(|number| one.leave(2, call(number)));
+    let mut calls = Vec::new();
+    run(&mut [&mut one, &mut two], "calls arrive", |nodes| {
+        calls.extend(nodes[1].take_calls().0);
+        calls.len() == 3
+    });
+    let not_here = NoAnswer::NotHere { shard: ShardId(2), place: Place::Elsewhere };
+    calls[1].leave(Err(not_here));
+    calls[0].leave(Err(NoAnswer::Refused(Refusal::Full)));
+    let mut news = Vec::new();
+    run(&mut [&mut one, &mut two], "answers arrive", |nodes| {
+        news.extend(nodes[0].take_calls().1);
+        news.len() == 2
+    });
+    assert_eq!(news[0], "9: NotLed");
+    assert!(news[1].starts_with("8: Answer("), "{}", news[1]);
+    // One of an earlier life of the first node is for no call.
+    let id = CallId { life: Life(0), number: 10 };
+    two.leave(1, PeerMessage::Answered(Answered { shard: ShardId(2), id, outcome: Outcome::NotLed }));
+    calls[2].leave(Err(NoAnswer::Stopped));
+    run(&mut [&mut one, &mut two], "the answer arrives", |nodes| {
+        news.extend(nodes[0].take_calls().1);
+        news.len() > 2
+    });
+    assert_eq!(news[2..], ["10: InDoubt"]);
+    drop(two);
+    run(&mut [&mut one], "the end is noticed", |nodes| nodes[0].report(2) == Some(true));
+    assert_eq!(one.take_calls().1, ["2 closed"]);
+}
+
 /// Runs a node beside an endpoint that does what it wants, until a condition holds.
 fn run_beside(
     node: &mut Node,
@@ -326,13 +405,27 @@ fn a_node_that_reads_nothing_costs_bounded_memory() {
     assert!((16 << 20..=34 << 20).contains(&waiting), "{waiting} bytes wait");
     assert!(one.take().is_empty(), "it is not read yet");
     assert!(other.connection(dialed).is_some());
+    // What has no room is not forgotten: a call goes back to where it waits, and the other end learns that its call has no answer.
+    one.leave(2, call(7));
+    let id = CallId { life: Life(1), number: 70 };
+    one.leave(2, PeerMessage::Answered(Answered { shard: ShardId(2), id, outcome: Outcome::NotLed }));
+    one.turn();
+    assert_eq!(one.take_calls().1.last().unwrap(), "7 not sent to 2");
     // Once it reads, the replica learns that something was lost.
-    let mut at_one = Vec::new();
-    run_beside(&mut one, &mut other, "it flows again", |node, _, _| {
+    let (mut at_one, mut in_doubt) = (Vec::new(), Vec::new());
+    run_beside(&mut one, &mut other, "it flows again", |node, _, happened| {
         at_one.extend(node.take());
-        !at_one.is_empty()
+        if let Some(Happened::Event(_, Event::Shards(bytes))) = happened {
+            let messages = sections(bytes).map(|section| read_message(&section.unwrap()).unwrap());
+            in_doubt.extend(messages.filter_map(|message| match message {
+                Received::Answered(answered) => Some(answered),
+                _ => None,
+            }));
+        }
+        !at_one.is_empty() && !in_doubt.is_empty()
     });
     assert_eq!(at_one, ["1 connected to 20"]);
+    assert_eq!(in_doubt, [Answered { shard: ShardId(2), id, outcome: Outcome::InDoubt }]);
 }
 
 #[test]
@@ -342,8 +435,9 @@ fn frames_are_filled_up_to_a_limit() {
     let packed = pack(std::mem::take(&mut messages), Limits::default().payload_bytes_max as usize);
     assert_eq!(packed.len(), 4, "3 MB, and a megabyte each");
     assert!(packed.iter().all(|packed| packed.payload.len() <= (1 << 20) + 100));
-    let receivers: Vec<_> = packed.iter().flat_map(|packed| packed.receivers.clone()).collect();
-    assert_eq!(receivers, [(ShardId(1), ReplicaId(20)), (ShardId(2), ReplicaId(21))]);
+    let losers: Vec<_> = packed.iter().flat_map(|packed| packed.losers.clone()).collect();
+    let replica = |shard, replica| Loser::Replica(ShardId(shard), ReplicaId(replica));
+    assert_eq!(losers, [replica(1, 20), replica(2, 21)]);
     let long = pack(vec![deliver((1..=2).map(|seq| message(seq, 3 << 20)))], 40 << 20);
     assert_eq!(long.len(), 2, "one that is longer has a frame of its own");
 }

@@ -3,13 +3,16 @@
 use super::{Asker, Turn, Worker};
 use crate::calls::NO_CALL;
 use crate::env::Env;
+use crate::forward::{Forwarded, ask_of};
 use crate::inbox::Command;
+use crate::native::Recipient;
 use crate::reply::{Caller, NoAnswer, ReplyTo};
 use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
 use std::collections::BTreeMap;
-use stead_core::calls::{Answer, Refusal};
+use stead_core::calls::{Answer, Query, Read, Refusal};
 use stead_core::ids::{Micros, ShardId, Time};
+use stead_core::placement::Place;
 use stead_core::shard::Input;
 use stead_core::shrink;
 
@@ -46,41 +49,31 @@ impl<E: Env> Worker<E> {
         match command {
             Command::Request { shard, mut request, reply_to } => {
                 self.count(shared, shard).requests += 1;
-                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 request.token = self.calls.next_token();
-                let input = Input::Request(request);
-                self.calls.open(reply_to, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
+                self.begin_call(shared, now, shard, Input::Request(request), reply_to);
             }
             Command::DeadLetter { shard, letter, action, reply_to } => {
-                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 let input = Input::DeadLetter { token: self.calls.next_token(), letter, action };
-                self.calls.open(reply_to, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
+                self.begin_call(shared, now, shard, input, reply_to);
             }
             Command::Delete { shard, process, records, reply_to } => {
-                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 let input = Input::Delete { token: self.calls.next_token(), process, records };
-                self.calls.open(reply_to, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
+                self.begin_call(shared, now, shard, input, reply_to);
             }
             Command::Query { shard, mut query, reply_to } => {
                 self.count(shared, shard).queries += 1;
-                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 query.token = self.calls.next_token();
-                let input = Input::Query(query);
-                self.calls.open(reply_to, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
+                self.begin_call(shared, now, shard, Input::Query(query), reply_to);
             }
-            Command::OpenSession { shard, session, principal, reply_to } => {
-                let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
-                let token = if reply_to.is_some() { self.calls.next_token() } else { NO_CALL };
-                let input = Input::OpenSession { token, session, principal };
-                if let Some(reply_to) = reply_to {
-                    self.calls.open(reply_to, Some((shard, input.clone())));
-                }
-                self.give(shared, now, slot, input);
+            Command::OpenSession { shard, session, principal, reply_to: Some(reply_to) } => {
+                let input = Input::OpenSession { token: self.calls.next_token(), session, principal };
+                self.begin_call(shared, now, shard, input, reply_to);
             }
+            // Not forwarded: the client opens the session anew when the shard does not know it.
+            Command::OpenSession { shard, session, principal, reply_to: None } => {
+                self.give_to(shared, now, shard, Input::OpenSession { token: NO_CALL, session, principal });
+            }
+            Command::Forwarded(news) => self.hear_forwarded(shared, now, news),
             Command::Every { input, from } => {
                 let Some(slot) = self.shards.get(from).map(|_| from as u32) else { return };
                 // The other shards continue before anything that came later.
@@ -134,22 +127,46 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Returns the shard's slot; a worker that is about to end accepts no more calls, and drops `reply_to`.
-    pub(super) fn admit(
-        &self,
+    /// Begins a call of a client at its shard, or forwards it to the node that leads that.
+    fn begin_call(
+        &mut self,
+        shared: &Shared<E>,
         now: Time,
         shard: ShardId,
+        input: Input,
         reply_to: ReplyTo<Asker<E>>,
-    ) -> Option<(u32, ReplyTo<Asker<E>>)> {
+    ) {
+        let Some(reply_to) = self.admit(now, reply_to) else { return };
+        // Any replica answers a stale read.
+        let is_stale = matches!(&input, Input::Query(Query { read: Read::Stale { .. }, .. }));
+        if self.is_led_elsewhere(shard)
+            && !(is_stale && self.has_replica(shard))
+            && !matches!(reply_to.caller, Recipient::Node(_))
+            && let Some(ask) = ask_of(shard, &input)
+        {
+            let bytes = std::mem::take(&mut self.calls.command_bytes);
+            return self.forward(shared, now, Forwarded::new(shard, ask, reply_to, bytes, false));
+        }
+        let Some(slot) = self.slot(shard) else {
+            let not_here = NoAnswer::NotHere { shard, place: Place::Elsewhere };
+            return self.give_answer(now, reply_to.caller, Err(not_here));
+        };
+        self.calls.open(reply_to, Some((shard, input.clone())));
+        self.give(shared, now, slot, input);
+    }
+
+    /// Returns the caller of a call that begins. A worker that is about to end accepts no more calls, and drops `reply_to`.
+    fn admit(&mut self, now: Time, reply_to: ReplyTo<Asker<E>>) -> Option<ReplyTo<Asker<E>>> {
         if self.stopping || reply_to.caller.is_gone() {
             return None;
         }
         if reply_to.deadline <= now {
             // It waited too long for the handler of another: a call whose time is over is not begun.
-            reply_to.caller.answer(Err(NoAnswer::TimedOut { after: reply_to.timeout }));
+            let timed_out = NoAnswer::TimedOut { after: reply_to.timeout };
+            self.give_answer(now, reply_to.caller, Err(timed_out));
             return None;
         }
-        Some((self.slot(shard)?, reply_to))
+        Some(reply_to)
     }
 
     /// Returns the counters of this turn for the service of a shard.

@@ -8,6 +8,7 @@
 
 mod commands;
 mod effects;
+mod forwarding;
 mod native;
 mod placing;
 mod rebuilding;
@@ -23,6 +24,7 @@ use crate::clock::Clock;
 use crate::control::ControlNews;
 use crate::env::{Env, Watch};
 use crate::events;
+use crate::forward;
 use crate::guarded::Guarded;
 use crate::inbox::Command;
 use crate::native::{Native, Recipient};
@@ -114,6 +116,8 @@ pub struct Worker<E: Env> {
     draining: VecDeque<Draining>,
     /// Snapshots for other replicas.
     taking: VecDeque<Taking>,
+    /// Calls for shards that other nodes lead.
+    forwarded: forward::Desk<Asker<E>>,
     routes: Arc<Routes>,
     /// The version of `routes`.
     routed: u64,
@@ -272,6 +276,7 @@ impl<E: Env> Worker<E> {
             longest_hold: Micros(0),
             draining: VecDeque::new(),
             taking: VecDeque::new(),
+            forwarded: forward::Desk::new(shared.inboxes.len()),
             routes: Arc::default(),
             routed: 0,
             peers: BTreeMap::new(),
@@ -316,7 +321,7 @@ impl<E: Env> Worker<E> {
     }
 
     /// Receives the work that has arrived. This is the only place where input comes in.
-    fn receive(&mut self, shared: &Shared<E>) {
+    fn receive(&mut self, shared: &Shared<E>, now: Time) {
         let Self { intake, .. } = self;
         let inbox = &shared.inboxes[self.number];
         inbox.take(&mut intake.commands, &mut intake.inputs);
@@ -325,7 +330,7 @@ impl<E: Env> Worker<E> {
         self.commands.extend(intake.commands.drain(..));
         self.local.extend(intake.inputs.drain(..));
         if let Some(routes) = shared.routes.newer_than(&mut self.routed) {
-            self.routes = routes;
+            self.follow_routes(now, routes);
             self.confirm_given_up();
         }
     }
@@ -333,7 +338,7 @@ impl<E: Env> Worker<E> {
     /// Does the work that has arrived, and passes on its results; returns whether there was any, and the time until the
     /// next search for overdue calls.
     fn work(&mut self, shared: &Shared<E>, now: Time) -> (bool, Micros) {
-        self.receive(shared);
+        self.receive(shared, now);
         self.wall = shared.clock.wall();
         self.look_at_clock(now);
         // Each of these ends with its slice: the rest waits for the next turn, so that none delays the others.
@@ -341,6 +346,7 @@ impl<E: Env> Worker<E> {
         busy |= self.take_stored(shared, now);
         busy |= self.perform_commands(shared, now);
         busy |= self.retry(shared, now);
+        busy |= self.look_at_forwarded(shared, now);
         // While the log is far behind no handler may begin, and only stored entries matter.
         let is_pressed = shared.memory.is_pressed();
         if !self.stopping && !is_pressed {
@@ -372,7 +378,8 @@ impl<E: Env> Worker<E> {
         // even if the log has caught up since.
         let pressed = (is_pressed || !self.local.is_empty()).then(|| now.plus(PRESSED_LOOK));
         let network = self.native.as_ref().map(|native| native.due());
-        [deadline, retry, sweep, look, pressed, network].into_iter().flatten().min()
+        let forwarded = self.forwarded.due();
+        [deadline, retry, sweep, look, pressed, network, forwarded].into_iter().flatten().min()
     }
 
     /// Lets the shards look at the wall clock if it has jumped or drifted since they last did, because their timers are
@@ -610,10 +617,14 @@ impl<E: Env> Worker<E> {
     /// Answers the calls that still wait with the reason for the node's end.
     fn end(&mut self, shared: &Shared<E>) {
         let reason = shared.end_reason();
-        let waiting: Vec<_> = self.calls.drain().collect();
+        let waiting = self.calls.drain().map(|call| call.reply_to);
+        let waiting: Vec<_> = waiting.chain(self.forwarded.drain().map(|call| call.reply_to)).collect();
         let now = shared.now();
-        for call in waiting {
-            self.give_answer(now, call.reply_to.caller, Err(reason.clone()));
+        for reply_to in waiting {
+            match reply_to.caller {
+                Recipient::Node(node) => node.leave(Err(reason.clone())),
+                caller => self.give_answer(now, caller, Err(reason.clone())),
+            }
         }
         self.send_answers(now);
         // Closed at once after a failure or a kill.

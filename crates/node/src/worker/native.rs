@@ -2,15 +2,13 @@
 
 use super::{Asker, Worker};
 use crate::env::Env;
-use crate::inbox::Command;
-use crate::native::{Away, Native, Recipient, answer_of};
-use crate::reply::{Caller, NoAnswer, ReplyTo};
+use crate::forward::command_of;
+use crate::native::{Away, Native, Recipient};
+use crate::reply::{Caller, NoAnswer, ReplyTo, answer_of};
 use crate::shared::Shared;
 use std::sync::atomic::Ordering;
-use stead_core::calls::{Answer, Query, Read, Request};
-use stead_core::ids::{CallToken, Colour, ShardId, Time};
-use stead_core::key::Key;
-use stead_core::shard::DeadLetterAction;
+use stead_core::calls::Answer;
+use stead_core::ids::{Colour, Time};
 use stead_net::native::{self, Ask};
 
 impl<E: Env> Worker<E> {
@@ -32,7 +30,7 @@ impl<E: Env> Worker<E> {
             && let Some((away, bytes)) = native.next_call()
         {
             busy = true;
-            if let Err(answer) = self.begin_call(shared, now, &mut native, &away, &bytes) {
+            if let Err(answer) = self.take_call(shared, now, &mut native, &away, &bytes) {
                 native.answer(now, &away, answer);
             }
         }
@@ -44,7 +42,7 @@ impl<E: Env> Worker<E> {
     ///
     /// # Errors
     /// The answer, if there is one at once.
-    fn begin_call(
+    fn take_call(
         &mut self,
         shared: &Shared<E>,
         now: Time,
@@ -56,40 +54,20 @@ impl<E: Env> Worker<E> {
             Ask::decode(bytes).map_err(|error| native::Answer::Invalid(error.to_string()))?;
         let caller = Recipient::Away(away.clone());
         let reply_to = ReplyTo { caller, deadline: now.plus(timeout.into()), timeout };
-        let token = CallToken(0);
-        let (shard, command) = match ask {
-            Ask::Topology => {
-                native.answer_topology(now, away, shared.topology());
-                return Ok(());
+        if ask == Ask::Topology {
+            native.answer_topology(now, away, shared.topology());
+            return Ok(());
+        }
+        if let Ask::Request { colour, .. } = &ask {
+            let begun = Colour(shared.colour.load(Ordering::Relaxed));
+            if *colour > begun {
+                let reason =
+                    format!("the request is of checkpoint {colour}, and {begun} is the last that began");
+                return Err(native::Answer::Invalid(reason));
             }
-            Ask::OpenSession { shard, session, principal } => {
-                let principal = native.principal(away, principal);
-                (shard, Command::OpenSession { shard, session, principal, reply_to: Some(reply_to) })
-            }
-            Ask::Request { shard, process, payload, principal, identity, colour } => {
-                check_place(shared, shard, &process)?;
-                let begun = Colour(shared.colour.load(Ordering::Relaxed));
-                if colour > begun {
-                    let reason =
-                        format!("the request is of checkpoint {colour}, and {begun} is the last that began");
-                    return Err(native::Answer::Invalid(reason));
-                }
-                let (principal, identity) = (native.principal(away, principal), identity.into());
-                let request = Request { token, process, payload, principal, identity, colour };
-                (shard, Command::Request { shard, request, reply_to })
-            }
-            Ask::Query { shard, process, payload, principal, read } => {
-                check_place(shared, shard, &process)?;
-                let principal = native.principal(away, principal);
-                let read = read.map_or(Read::Service, Read::from);
-                let query = Query { token, process, payload, principal, read };
-                (shard, Command::Query { shard, query, reply_to })
-            }
-            Ask::DeadLetter { shard, letter, retry } => {
-                let action = if retry { DeadLetterAction::Retry } else { DeadLetterAction::Drop };
-                (shard, Command::DeadLetter { shard, letter, action, reply_to })
-            }
-        };
+        }
+        let intern = |principal: &str| native.principal(away, principal);
+        let (shard, command) = command_of(shared.topology(), ask, intern, reply_to)?;
         shared.accept(shard, &command).map_err(|none| answer_of(Err(none)))?;
         let worker = shared.worker_of(shard);
         if worker == self.number {
@@ -106,6 +84,7 @@ impl<E: Env> Worker<E> {
             (Recipient::Away(away), Some(native)) if native.has(away) => {
                 native.answer(now, away, answer_of(result));
             }
+            (Recipient::Node(node), _) => self.leave_for(node.node, node.message(result)),
             _ => asker.answer(result),
         }
     }
@@ -116,20 +95,4 @@ impl<E: Env> Worker<E> {
             native.flush(now);
         }
     }
-}
-
-/// Checks that a shard is that of a process: a client does not decide it.
-fn check_place<E: Env>(shared: &Shared<E>, shard: ShardId, process: &Key) -> Result<(), native::Answer> {
-    if process.is_empty() {
-        return Err(native::Answer::Invalid("the key of a process has at least one byte".to_owned()));
-    }
-    let topology = shared.topology();
-    let owner = topology.service_of(shard).map(|service| topology.shard_of(service, process));
-    if owner == Some(shard) {
-        return Ok(());
-    }
-    let reason = format!(
-        "shard {shard} does not have the process {process}; connect again, for its shards have changed"
-    );
-    Err(native::Answer::Invalid(reason))
 }

@@ -19,6 +19,11 @@ impl Slot {
 }
 
 impl<E: Env> Worker<E> {
+    /// Whether a replica of a shard is here.
+    pub(super) fn has_replica(&self, shard: ShardId) -> bool {
+        self.slot(shard).is_some_and(|slot| self.shards[slot as usize].has(None))
+    }
+
     /// Gives the replica of a shard an input, if there is one, and it is the one that is named.
     pub(super) fn give_placed(
         &mut self,

@@ -79,6 +79,7 @@ impl<E: Env> Worker<E> {
                     self.news.facts.push(Fact::CannotLead { shard, epoch: reason.epoch() });
                 }
                 Effect::Leads { is_held, .. } => {
+                    self.call_forwarded_back(now, shard);
                     // The turns of those that lead from the start are known to the trials.
                     if is_held && is_replicated {
                         self.shards[slot as usize].is_trying = true;
@@ -144,6 +145,7 @@ impl<E: Env> Worker<E> {
         self.draining.retain(|draining| draining.slot != slot);
         self.end_transfers(shared, slot, epoch);
         for call in self.calls.close_of(shard) {
+            let Some(call) = self.forward_again(shared, now, call, true) else { continue };
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             self.give_answer(now, call.reply_to.caller, Err(NoAnswer::Deposed { shard }));
         }
@@ -176,7 +178,9 @@ impl<E: Env> Worker<E> {
 
     /// Answers a call that came to a replica that does not lead.
     fn turn_away(&mut self, shared: &Shared<E>, now: Time, shard: ShardId, token: CallToken) {
-        if let Some(call) = self.calls.close(token) {
+        if let Some(call) = self.calls.close(token)
+            && let Some(call) = self.forward_again(shared, now, call, false)
+        {
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             let not_here = NoAnswer::NotHere { shard, place: Place::Elsewhere };
             self.give_answer(now, call.reply_to.caller, Err(not_here));

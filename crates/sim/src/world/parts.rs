@@ -537,7 +537,7 @@ impl World {
                 self.marks.hit(Mark::TimedOut);
                 return Ok(());
             }
-            Err(NoAnswer::NotHere { .. } | NoAnswer::Deposed { .. }) => {
+            Err(NoAnswer::NotHere { .. } | NoAnswer::Deposed { .. } | NoAnswer::NoPrimary { .. }) => {
                 return Err(Violation::new(0, format!("shard {shard} is not on the only node")).into());
             }
             Err(NoAnswer::Failed(_) | NoAnswer::Stopped) => return Ok(()),

@@ -78,7 +78,9 @@ impl World {
             }
             Err(NoAnswer::Stopped) => !is_ending,
             Err(NoAnswer::Failed(_)) => !node.is_over,
-            Ok(_) | Err(NoAnswer::Refused(_) | NoAnswer::NotHere { .. } | NoAnswer::Deposed { .. }) => false,
+            Ok(_) => false,
+            Err(NoAnswer::Refused(_) | NoAnswer::NotHere { .. }) => false,
+            Err(NoAnswer::Deposed { .. } | NoAnswer::NoPrimary { .. }) => false,
         };
         if !is_wrong {
             return Ok(());

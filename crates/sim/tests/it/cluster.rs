@@ -13,7 +13,7 @@ fn config(seed: u64, nodes: usize, bug: Option<ClusterBug>) -> ClusterConfig {
 fn clusters_keep_every_answer_and_message() {
     let mut marks = ClusterMarks::default();
     // 27 sends snapshots.
-    for seed in (1..=10).chain([27]) {
+    for seed in (1..=20).chain([27]) {
         let nodes = 1 + seed as usize % 5;
         match run_cluster(config(seed, nodes, None)) {
             Ok(report) => marks.add(&report.marks),

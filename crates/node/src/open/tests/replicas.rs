@@ -1,5 +1,6 @@
 //! Three nodes with the replicas of one shard. The test is their network and their control plane.
 
+mod forwarding;
 mod placing;
 
 use super::*;
@@ -199,6 +200,20 @@ impl Cluster {
         [files("replicas/sent"), files("replicas/snapshots")].concat()
     }
 
+    /// Lets time pass at nodes, and settles.
+    fn pass(&mut self, nodes: &[u32], millis: u64) {
+        for node in nodes.iter().filter_map(|node| self.nodes.get(node)) {
+            node.shared.clock.0.fetch_add(millis * 1000, Ordering::Relaxed);
+        }
+        self.settle();
+    }
+
+    /// Waits until calls are repeated that came before their shard served.
+    fn wait(&mut self) {
+        self.pass(&NODES, 20);
+        self.pass(&NODES, 20);
+    }
+
     fn give(&self, node: u32, input: shard_replica::Input) {
         self.nodes[&node].shared.push_replica(SHARD, input);
     }
@@ -357,15 +372,16 @@ fn an_answer_waits_for_a_backup_and_a_retry_at_the_next_primary_gets_the_same_on
 }
 
 #[test]
-fn a_replica_that_does_not_lead_turns_calls_away() {
+fn a_replica_that_does_not_lead_turns_away_what_no_other_node_takes() {
     let mut cluster = serving();
-    cluster.request(2, 1, 1);
+    let (process, reply_to) = (Key::new("a").unwrap(), cluster.reply_to(2, 1));
+    cluster.nodes[&2].shared.delete(SHARD, process, Vec::new(), reply_to).unwrap();
     cluster.settle();
     assert_eq!(cluster.answered(), [(1, Err(NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere }))]);
 }
 
 #[test]
-fn a_primary_that_is_deposed_ends_its_calls_and_follows_the_next_one() {
+fn a_primary_that_is_deposed_passes_its_calls_on_and_follows_the_next_one() {
     let mut cluster = serving();
     // It is sealed before it learns that a backup has the entry.
     cluster.request(1, 1, 1);
@@ -373,16 +389,17 @@ fn a_primary_that_is_deposed_ends_its_calls_and_follows_the_next_one() {
     cluster.log(1);
     cluster.carry(1);
     let sealed = cluster.seal(2);
-    assert_eq!(cluster.answered(), [(1, Err(NoAnswer::Deposed { shard: SHARD }))]);
+    assert_eq!(cluster.answered(), []);
     cluster.lead(2, 2, sealed[&2].table.last());
     cluster.settle();
-    // The retry at the next primary is answered: the request was handled once.
+    cluster.wait();
+    assert_eq!(cluster.answered(), [(1, Ok(1))], "the next one answers it");
+    // Also a retry: the request was handled once.
     cluster.request(2, 2, 1);
     cluster.request(2, 3, 2);
     cluster.request(1, 4, 2);
     cluster.settle();
-    let not_here = NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere };
-    assert_eq!(cluster.answered(), [(2, Ok(1)), (3, Ok(2)), (4, Err(not_here))]);
+    assert_eq!(cluster.answered(), [(2, Ok(1)), (3, Ok(2)), (4, Ok(2))]);
     assert_eq!(cluster.reports[&1].leads, None);
 }
 
@@ -415,17 +432,18 @@ fn a_deposed_primary_folds_its_state_anew_without_what_it_alone_had() {
     assert!(sealed[&1].table.last() > sealed[&2].table.last());
     cluster.lead(2, 2, sealed[&2].table.last());
     cluster.settle();
+    cluster.wait();
     cluster.request(2, 3, 3);
     cluster.settle();
-    assert_eq!(cluster.answered(), [(2, Err(NoAnswer::Deposed { shard: SHARD })), (3, Ok(2))]);
+    assert_eq!(cluster.answered(), [(2, Ok(2)), (3, Ok(3))], "the next primary handles what was lost");
     // It has what the others have, and leads again.
     let sealed = cluster.seal(3);
     assert_eq!(sealed[&1].table, sealed[&2].table);
     cluster.lead(3, 1, sealed[&1].table.last());
     cluster.settle();
-    cluster.request(1, 4, 2);
+    cluster.request(1, 4, 4);
     cluster.settle();
-    assert_eq!(cluster.answered(), [(4, Ok(3))]);
+    assert_eq!(cluster.answered(), [(4, Ok(4))]);
 }
 
 /// A cluster whose node 1 leads epoch 1 of all three nodes, whose log is trimmed there and on node 2. Node 3 has nothing of it: it has just come.
@@ -543,7 +561,7 @@ fn a_snapshot_of_an_epoch_that_is_over_is_dropped() {
 }
 
 #[test]
-fn a_backup_answers_a_stale_read_with_its_age_and_no_other_one() {
+fn a_backup_answers_a_stale_read_with_its_age_and_forwards_others() {
     let mut cluster = serving();
     cluster.request(1, 1, 1);
     cluster.settle();
@@ -569,8 +587,9 @@ fn a_backup_answers_a_stale_read_with_its_age_and_no_other_one() {
     assert!((100_000..300_000).contains(&staleness.0), "{staleness}");
     let over = ask(&mut cluster, Read::Stale { max_lag: Some(Micros(1_000)) }).unwrap().result;
     assert!(matches!(over, Err(Refusal::TooStale(TooStale::Over { .. }))), "{over:?}");
-    let elsewhere = NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere };
-    assert_eq!(ask(&mut cluster, Read::Linearizable), Err(elsewhere));
+    let forwarded = ask(&mut cluster, Read::Linearizable).unwrap();
+    assert_eq!(forwarded.result, Ok(Reply::Ok(Blob::from([1].as_slice()))));
+    assert_eq!(forwarded.staleness, None, "the primary answered it");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod bench;
 mod call;
 mod checkpoint;
+mod cluster;
 mod completions;
 mod dead_letter;
 mod demo;
@@ -46,6 +47,9 @@ enum Command {
     Checkpoint(checkpoint::CheckpointArgs),
     Process(process::ProcessArgs),
     DeadLetter(dead_letter::DeadLetterArgs),
+    Node(cluster::NodeArgs),
+    Service(cluster::ServiceArgs),
+    Failover(cluster::FailoverArgs),
     Bench(bench::BenchArgs),
     Restore(restore::RestoreArgs),
     Log(log::LogArgs),
@@ -69,6 +73,9 @@ impl Cli {
             Command::Checkpoint(args) => checkpoint::run(args, self.json),
             Command::Process(args) => process::run(args, self.json),
             Command::DeadLetter(args) => dead_letter::run(args, self.json),
+            Command::Node(args) => cluster::run_node(args, self.json),
+            Command::Service(args) => cluster::run_service(args, self.json),
+            Command::Failover(args) => cluster::run_failover(args, self.json),
             Command::Bench(args) => bench::run(args, self.json),
             Command::Restore(args) => restore::run(args, self.json),
             Command::Log(args) => log::run(args, self.json),

@@ -12,6 +12,8 @@ mod admin;
 mod answers;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
+mod cluster;
 mod connection;
 mod description;
 mod guard;
@@ -94,6 +96,10 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(admin::show_checkpoint, admin::delete_checkpoint))
         .routes(routes!(admin::verify_checkpoint))
         .routes(routes!(admin::copy_checkpoint))
+        .routes(routes!(cluster::cluster))
+        .routes(routes!(cluster::set_dial))
+        .routes(routes!(cluster::failover))
+        .routes(routes!(cluster::remove_node))
         .routes(routes!(log::log))
         .routes(routes!(admin::metrics))
         .routes(routes!(admin::openapi))

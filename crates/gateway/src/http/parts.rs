@@ -50,6 +50,14 @@ pub(super) struct OfShard {
     pub(super) shard: u32,
 }
 
+/// A node of a cluster.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfNode {
+    /// The node's number.
+    pub(super) node: u32,
+}
+
 /// A dead letter.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]

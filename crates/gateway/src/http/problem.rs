@@ -83,6 +83,10 @@ pub enum Kind {
     UnknownShard,
     /// The shard is not on this node.
     ShardNotHere,
+    /// The node is alone.
+    NotInCluster,
+    /// The control plane of the cluster refused an operator's request, or did not answer in time.
+    ClusterRefused,
     /// The log could not be read.
     LogUnreadable,
     /// The position of a page is from before the node's last start.
@@ -309,6 +313,18 @@ impl Kind {
             Self::UnknownShard => {
                 ("unknown-shard", S::NOT_FOUND, "No shard of this number", "GET /v1/status lists the shards")
             }
+            Self::NotInCluster => (
+                "not-in-cluster",
+                S::CONFLICT,
+                "The node is not part of a cluster",
+                "start it with --listen-cluster, or ask a node of the cluster",
+            ),
+            Self::ClusterRefused => (
+                "cluster-refused",
+                S::CONFLICT,
+                "The cluster has not done it",
+                "look at the cluster, and ask again",
+            ),
             Self::ShardNotHere => (
                 "shard-not-here",
                 S::MISDIRECTED_REQUEST,

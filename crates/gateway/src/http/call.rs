@@ -326,8 +326,8 @@ fn read(headers: &HeaderMap) -> Result<Read, Problem> {
         }
     };
     if max_lag.is_some() {
-        let detail = "Stead-Max-Lag-Ms bounds the age of a stale read: send Stead-Read: stale with it";
-        return Err(Problem::new(Kind::BadRequest, detail));
+        let detail = "Stead-Max-Lag-Ms bounds the age of a stale read".to_owned();
+        return Err(Problem::new(Kind::BoundWithoutStale, detail));
     }
     Ok(read)
 }

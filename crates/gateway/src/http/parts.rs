@@ -93,7 +93,7 @@ pub(super) struct DeadlineHeader {
 pub(super) struct ReadHeaders {
     /// The promise that the answer has to keep: `linearizable`, `primary` (under the primary's lease) or `stale` (at any replica).
     /// Default: that of the service.
-    #[param(rename = "Stead-Read")]
+    #[param(rename = "Stead-Read", pattern = r"^(linearizable|primary|stale)$")]
     read: Option<String>,
     /// With `stale`, the greatest age that is allowed, in milliseconds; the service may allow less.
     #[param(rename = "Stead-Max-Lag-Ms", minimum = 1)]

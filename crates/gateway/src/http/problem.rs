@@ -51,6 +51,8 @@ pub enum Kind {
     HandlerError,
     /// The idempotency key was used with another request.
     IdempotencyConflict,
+    /// A read that is not stale has a bound for its age.
+    BoundWithoutStale,
     /// The handler panicked.
     HandlerPanicked,
     /// The stored state cannot be read.
@@ -225,6 +227,12 @@ impl Kind {
                 S::UNPROCESSABLE_ENTITY,
                 "The Idempotency-Key was used with another body",
                 "use a new key for a new request",
+            ),
+            Self::BoundWithoutStale => (
+                "bound-without-stale",
+                S::UNPROCESSABLE_ENTITY,
+                "Only a stale read has a greatest age",
+                "send Stead-Read: stale, or no Stead-Max-Lag-Ms",
             ),
             Self::HandlerPanicked => (
                 "handler-panicked",

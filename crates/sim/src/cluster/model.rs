@@ -35,12 +35,21 @@ struct Message {
     at: (Epoch, Index),
 }
 
+/// A committed entry.
+struct Committed {
+    epoch: Epoch,
+    /// The promise of the first replica that had it as committed: the epoch that committed it, or a later one.
+    promised: Epoch,
+    /// The hash of the state after it.
+    hash: u128,
+}
+
 /// A shard.
 struct Track {
     /// The entries that primaries have made and that are not committed yet, with those who made them.
     made: BTreeMap<(Index, Epoch), Vec<u8>>,
-    /// By index minus one, the epoch of each committed entry, and the hash of the state after it.
-    committed: Vec<(Epoch, u128)>,
+    /// By index minus one, the committed entries.
+    committed: Vec<Committed>,
     state: State,
     /// By epoch, the process that has made entries in it.
     primaries: BTreeMap<Epoch, (NodeId, Life)>,
@@ -90,11 +99,12 @@ impl Model {
             return Err(Violation::new(1, what));
         }
         if index <= track.last() {
-            let (committed, _) = track.committed[index.0 as usize - 1];
-            // A deposed primary does not know yet what is committed without it.
-            if committed <= epoch {
+            let committed = &track.committed[index.0 as usize - 1];
+            // A deposed primary does not know yet what a later epoch has committed without it, be it an entry of an earlier one.
+            if committed.promised <= epoch {
                 let what = format!(
-                    "shard {shard}: entry {index} of epoch {committed} is committed, and epoch {epoch} makes another"
+                    "shard {shard}: entry {index} of epoch {} is committed, and epoch {epoch} makes another",
+                    committed.epoch
                 );
                 return Err(Violation::new(2, what));
             }
@@ -128,12 +138,12 @@ impl Model {
         let commit = rules.commit();
         while self.shards[shard.0 as usize].last() < commit {
             let next = self.shards[shard.0 as usize].last().next();
-            self.commit(shard, next, table.epoch_at(next))?;
+            self.commit(shard, next, table.epoch_at(next), rules.promised())?;
         }
         let track = &self.shards[shard.0 as usize];
         while followed.compared < commit {
             let next = followed.compared.next();
-            let (epoch, _) = track.committed[next.0 as usize - 1];
+            let epoch = track.committed[next.0 as usize - 1].epoch;
             if table.epoch_at(next).is_some_and(|found| found != epoch) {
                 let found = table.epoch_at(next).unwrap_or_default();
                 let what = format!(
@@ -150,7 +160,7 @@ impl Model {
             followed.hashed = index;
             let hash = match index {
                 Index(0) => return Ok(()),
-                index => track.committed[index.0 as usize - 1].1,
+                index => track.committed[index.0 as usize - 1].hash,
             };
             if state.hash() != hash {
                 let what = format!(
@@ -164,7 +174,13 @@ impl Model {
     }
 
     /// An entry is committed.
-    fn commit(&mut self, shard: ShardId, index: Index, epoch: Option<Epoch>) -> Result<(), Violation> {
+    fn commit(
+        &mut self,
+        shard: ShardId,
+        index: Index,
+        epoch: Option<Epoch>,
+        promised: Epoch,
+    ) -> Result<(), Violation> {
         let track = &mut self.shards[shard.0 as usize];
         // Without its epoch it is older than what is still in the replica's table. Of a log with one replica the newest one survives.
         let newest =
@@ -179,7 +195,7 @@ impl Model {
         let wrong = |what: String| Violation::new(2, format!("shard {shard}, entry {index}: {what}"));
         let entry = Entry::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
         track.state.apply(entry.clone()).map_err(|error| wrong(error.to_string()))?;
-        track.committed.push((epoch, track.state.hash()));
+        track.committed.push(Committed { epoch, promised, hash: track.state.hash() });
         track.made = track.made.split_off(&(index.next(), Epoch(0)));
         self.entries += 1;
         self.fold(shard, &entry)

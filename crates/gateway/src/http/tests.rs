@@ -616,11 +616,13 @@ async fn a_query_asks_for_a_read_by_headers_and_a_stale_one_names_its_age() {
         let found = answer.head.lines().find(|line| line.starts_with("stead-staleness-ms"));
         assert_eq!(found, staleness, "{headers}");
     }
-    for headers in
-        ["stead-read: old\r\n", "stead-max-lag-ms: 5\r\n", "stead-read: stale\r\nstead-max-lag-ms: 0\r\n"]
-    {
+    for (headers, status, problem) in [
+        ("stead-read: old\r\n", 400, "urn:stead:problem:bad-request"),
+        ("stead-max-lag-ms: 5\r\n", 422, "urn:stead:problem:bound-without-stale"),
+        ("stead-read: stale\r\nstead-max-lag-ms: 0\r\n", 400, "urn:stead:problem:bad-request"),
+    ] {
         let refused = query(headers).await;
-        assert_eq!((refused.status, &refused.json()["type"]), (400, &json!("urn:stead:problem:bad-request")));
+        assert_eq!((refused.status, &refused.json()["type"]), (status, &json!(problem)));
     }
 }
 

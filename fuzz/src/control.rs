@@ -126,6 +126,7 @@ pub(crate) fn sample_messages() -> (Vec<Fact>, Vec<Request>) {
         promised: Epoch(2),
         active: Epoch(1),
         leads: Some(Epoch(2)),
+        max_lag: Some(Micros(1_000_000)),
         learners: vec![ReplicaId(3)],
         caught_up: Vec::new(),
     }];

@@ -173,7 +173,9 @@ impl Stream {
         if epoch != self.epoch || matches!(self.mode, Mode::Snapshot(_)) {
             return;
         }
-        self.from = own.common(peer).index.next();
+        // One that comes late is of an older log. What was acknowledged stays, and may be trimmed here: a snapshot, whose last entry
+        // may need this peer to be committed, must not take its place.
+        self.from = own.common(peer).index.max(self.acked).next();
         self.next = self.from;
         self.in_flight.clear();
         self.mode = Mode::Probe { is_sent: false };
@@ -274,6 +276,17 @@ mod tests {
         assert_eq!(append(stream.poll(&log, Index(1), 5, bytes_to)), (1, 2));
         assert_eq!(stream.poll(&log, Index(1), 5, bytes_to), None);
         assert_eq!(append(stream.poll(&log, Index(1), 25, bytes_to)), (2, 3));
+    }
+
+    #[test]
+    fn a_report_that_comes_late_takes_back_no_acknowledgement() {
+        let (mut stream, mut log) = (flowing(), table(at(0, 0), 2, 3));
+        assert_eq!(append(stream.poll(&log, Index(1), 1_000, bytes_to)), (1, 3));
+        stream.handle_ack(Time(2), Epoch(2), Index(3));
+        stream.handle_diverged(Epoch(2), &log, &table(at(0, 0), 2, 1));
+        log.rebase(at(2, 3));
+        log.push(at(2, 4));
+        assert_eq!(append(stream.poll(&log, Index(3), 1_000, bytes_to)), (3, 4), "no snapshot");
     }
 
     #[test]

@@ -17,11 +17,13 @@ pub(crate) struct NodeArgs {
 #[derive(Debug, Subcommand)]
 enum NodeAction {
     /// List the nodes: their addresses, starts and replicas
+    #[command(after_help = "Example:\n  stead node list\n  stead node list --json | jq '.[].http'")]
     List {
         #[command(flatten)]
         server: ServerArgs,
     },
     /// Remove a node, once its replicas have moved to others
+    #[command(after_help = "Example:\n  stead node remove 3")]
     Remove {
         /// Number of the node
         node: u32,
@@ -43,11 +45,13 @@ pub(crate) struct ServiceArgs {
 #[derive(Debug, Subcommand)]
 enum ServiceAction {
     /// List the services with their dials
+    #[command(after_help = "Example:\n  stead service list")]
     List {
         #[command(flatten)]
         server: ServerArgs,
     },
     /// Show the shards of a service: the nodes that lead them, and those of their replicas
+    #[command(after_help = "Example:\n  stead service show kv")]
     Show {
         /// Name of the service
         #[arg(value_parser = name)]

@@ -156,7 +156,8 @@ fn abandon(at: Index) {
             stage.turn.shown.push(Shown::Wrong(Violation::new(5, what)));
         }
         let (by, _) = stage.scene.kills.filter(|(_, of)| one_in(&mut stage.rng, *of))?;
-        (stage.scene.kills, stage.killed_at) = (None, Some(at));
+        // A panic within its own request would leave the node as it was.
+        (stage.scene.kills, stage.scene.panics_in, stage.killed_at) = (None, None, Some(at));
         stage.turn.shown.push(Shown::Killed);
         stage.turn.killed = Some((EndOrder::Begin, stage.turn.answers.len()));
         Some((stage.ender.clone()?, by)).filter(|_| stage.scene.bug != Some(Bug::LateKill))

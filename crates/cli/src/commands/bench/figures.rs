@@ -27,17 +27,41 @@ pub(super) struct Figure {
     met: Option<bool>,
 }
 
+/// A position of the dial of a service with three replicas: what an answer costs, and what may be lost.
+#[derive(Debug, Serialize)]
+pub(super) struct DialRow {
+    pub(super) acks: &'static str,
+    /// The medians of clients on their own connections.
+    pub(super) p50_ms_1: f64,
+    pub(super) rate_1: f64,
+    pub(super) rate_64: f64,
+    pub(super) rate_256: f64,
+    pub(super) p99_ms_256: f64,
+    /// The age of stale answers beside 64 clients that write.
+    pub(super) staleness_ms_p50: f64,
+    pub(super) staleness_ms_p99: f64,
+    /// The answered writes that a failover may lose.
+    pub(super) loss: &'static str,
+}
+
 /// All figures of a run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     machine: Map<String, Value>,
     figures: Vec<Figure>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dial: Vec<DialRow>,
 }
 
 impl Report {
     /// Adds a property of the machine that is not a number.
     pub(super) fn fact(&mut self, name: &str, value: impl Into<Value>) {
         self.machine.insert(name.to_owned(), value.into());
+    }
+
+    /// Adds a position of the dial.
+    pub(super) fn dial(&mut self, row: DialRow) {
+        self.dial.push(row);
     }
 
     /// Adds a figure of one or more rounds.
@@ -99,6 +123,36 @@ impl Report {
                 met.to_owned(),
             ]);
         }
+        table.print()?;
+        if self.dial.is_empty() { Ok(()) } else { self.print_dial() }
+    }
+
+    fn print_dial(&self) -> Result<(), Failure> {
+        let mut table = Table::new([
+            "stored before the answer",
+            "p50 ms, 1 client",
+            "writes/s, 1",
+            "writes/s, 64",
+            "writes/s, 256",
+            "p99 ms, 256",
+            "stale ms, p50",
+            "stale ms, p99",
+            "window of loss",
+        ]);
+        for row in &self.dial {
+            table.row([
+                row.acks.to_owned(),
+                short(row.p50_ms_1),
+                short(row.rate_1),
+                short(row.rate_64),
+                short(row.rate_256),
+                short(row.p99_ms_256),
+                short(row.staleness_ms_p50),
+                short(row.staleness_ms_p99),
+                row.loss.to_owned(),
+            ]);
+        }
+        output::line("")?;
         table.print()
     }
 }

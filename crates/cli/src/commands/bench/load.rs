@@ -30,11 +30,19 @@ pub(super) struct Answers {
 }
 
 pub(super) fn run_child(args: &BenchArgs) -> Result<(), Failure> {
-    let address = args.address.ok_or_else(|| Failure::new(Exit::Usage, "--address is missing"))?;
+    let addresses: Result<Vec<SocketAddr>, _> = args.address.iter().map(|address| address.parse()).collect();
+    let addresses = addresses.map_err(|error| failed("read an address")(&error))?;
+    if addresses.is_empty() {
+        return Err(Failure::new(Exit::Usage, "--address is missing"));
+    }
     let runtime = runtime()?;
     let start = Instant::now();
-    let connections: Vec<_> =
-        (0..args.connections).map(|_| runtime.spawn(connection(address, start, args.round()))).collect();
+    let connections: Vec<_> = (0..args.connections as usize)
+        .map(|number| {
+            let address = addresses[number % addresses.len()];
+            runtime.spawn(connection(address, start, args.round(), args.value_bytes))
+        })
+        .collect();
     let mut micros = Vec::new();
     let mut refused = 0;
     runtime.block_on(async {
@@ -53,7 +61,13 @@ pub(super) fn run_child(args: &BenchArgs) -> Result<(), Failure> {
     output::json(&Answers { seconds, answered, refused, p50_ms: ms(0.5), p99_ms: ms(0.99) })
 }
 
-async fn connection(address: SocketAddr, start: Instant, time: Duration) -> std::io::Result<(Vec<u32>, u64)> {
+async fn connection(
+    address: SocketAddr,
+    start: Instant,
+    time: Duration,
+    value_bytes: usize,
+) -> std::io::Result<(Vec<u32>, u64)> {
+    let text = (value_bytes > 0).then(|| format!("\"{}\"", "v".repeat(value_bytes)));
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut micros, mut others) = (Vec::new(), 0);
@@ -63,7 +77,11 @@ async fn connection(address: SocketAddr, start: Instant, time: Duration) -> std:
         if begun - start >= time {
             return Ok((micros, others));
         }
-        write_call(&mut request, fastrand::u32(..KEYS), fastrand::u32(..));
+        let key = fastrand::u32(..KEYS);
+        match &text {
+            Some(text) => write_call(&mut request, key, text),
+            None => write_call(&mut request, key, &fastrand::u32(..).to_string()),
+        }
         stream.write_all(request.as_bytes()).await?;
         response.clear();
         let ok = loop {
@@ -80,23 +98,15 @@ async fn connection(address: SocketAddr, start: Instant, time: Duration) -> std:
     }
 }
 
-fn write_call(request: &mut String, key: u32, value: u32) {
+fn write_call(request: &mut String, key: u32, value: &str) {
     use std::fmt::Write;
-    let mut body = [0; 64];
-    let body = {
-        let mut rest = &mut body[..];
-        // 64 bytes hold any of these bodies.
-        let _ = std::io::Write::write_fmt(&mut rest, format_args!("{{\"put\":{{\"value\":{value}}}}}"));
-        let left = rest.len();
-        &body[..64 - left]
-    };
-    let text = std::str::from_utf8(body).unwrap_or_default();
+    let len = "{\"put\":{\"value\":}}".len() + value.len();
     request.clear();
     // Writing to a string cannot fail.
     let _ = write!(
         request,
-        "POST /v1/call/kv/k{key} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}",
-        text.len()
+        "POST /v1/call/kv/k{key} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n\
+         {{\"put\":{{\"value\":{value}}}}}"
     );
 }
 
@@ -127,7 +137,7 @@ mod tests {
     #[test]
     fn a_call_has_the_length_of_its_body() {
         let mut request = String::new();
-        write_call(&mut request, 7, u32::MAX);
+        write_call(&mut request, 7, &u32::MAX.to_string());
         assert!(request.starts_with("POST /v1/call/kv/k7 HTTP/1.1\r\n"));
         assert!(request.ends_with("content-length: 28\r\n\r\n{\"put\":{\"value\":4294967295}}"), "{request}");
     }

@@ -1,11 +1,12 @@
 //! `stead bench`: measures this machine, and Stead on it.
 //!
-//! Each workload runs rounds on one node in a directory of its own, which is removed at the end. Measurements that need
-//! a fresh process (memory, a cold start, the load on HTTP) run in a child of this program.
+//! Each workload runs rounds on one node, or three, in a directory of its own, which is removed at the end. Measurements that need
+//! a fresh process (memory, a cold start, the loads over the network) run in a child of this program.
 
 mod block;
 mod callers;
 mod checkpoint;
+mod cluster;
 mod figures;
 mod hop;
 mod http;
@@ -14,6 +15,7 @@ mod machine;
 mod memory;
 mod messages;
 mod native;
+mod native_load;
 mod requests;
 mod restart;
 mod room;
@@ -23,8 +25,8 @@ use crate::failure::{Exit, Failure};
 use crate::{allocator, output, stop};
 use clap::{Args, ValueEnum};
 use figures::Report;
+use native_load::Operation;
 use room::Room;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
-    All workloads take about 9 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
+    All workloads take about 20 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
 )]
 pub(crate) struct BenchArgs {
     /// Workload to measure
@@ -59,9 +61,25 @@ pub(crate) struct BenchArgs {
     /// Processes of 1 KB of state of the workloads `checkpoint` and `restart`
     #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
     processes: u32,
-    /// Address of the server that a child process loads
-    #[arg(long, hide = true, value_name = "IP:PORT")]
-    address: Option<SocketAddr>,
+    /// Native addresses of a running cluster that the workload `cluster` loads, instead of three nodes of its own: it writes to
+    /// `kv`, with the dial that this has
+    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT")]
+    connect: Vec<String>,
+    /// Nodes that the workload `cluster` kills
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    kills: u32,
+    /// Worker threads of each node of the workload `cluster`, whose processes share this machine
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    node_threads: u32,
+    /// Addresses that a child process loads
+    #[arg(long, hide = true, value_delimiter = ',', value_name = "IP:PORT")]
+    address: Vec<String>,
+    /// Request with which a child process loads nodes
+    #[arg(long, hide = true, value_enum, default_value_t)]
+    operation: Operation,
+    /// Bytes of the text that a child process puts over HTTP; 0 for a number
+    #[arg(long, hide = true, default_value_t = 0)]
+    value_bytes: usize,
 }
 
 /// The workloads.
@@ -79,6 +97,8 @@ enum Workload {
     Http,
     /// Answered requests of clients in another process, over the native protocol
     Native,
+    /// Three nodes with replicas: writes, reads, the dial, failovers
+    Cluster,
     /// Cost of checkpoints of 1 GB of state
     Checkpoint,
     /// Starting with 1 GB of state and a cold cache
@@ -110,14 +130,17 @@ impl BenchArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
-    stop::on_signal(|| Room::remove_all())?;
+    stop::on_signal(|| {
+        cluster::kill_all();
+        Room::remove_all()
+    })?;
     measure(args, json).inspect_err(|_| Room::await_end())
 }
 
 fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     let child = match args.workload {
         Workload::HttpLoad => Some(load::run_child as fn(&BenchArgs) -> Result<(), Failure>),
-        Workload::NativeLoad => Some(native::run_child as _),
+        Workload::NativeLoad => Some(native_load::run_child as _),
         Workload::RestartChild => Some(restart::run_child as _),
         Workload::MemoryChild => Some(memory::run_child as _),
         _ => None,
@@ -132,11 +155,12 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     }
     let mut report = Report::default();
     type Measure = fn(&BenchArgs, &mut Report) -> Result<(), Failure>;
-    let all: [(Workload, Measure); 7] = [
+    let all: [(Workload, Measure); 8] = [
         (Workload::Messages, messages::run),
         (Workload::Requests, requests::run),
         (Workload::Http, http::run),
         (Workload::Native, native::run),
+        (Workload::Cluster, cluster::run),
         (Workload::Checkpoint, checkpoint::run),
         (Workload::Restart, restart::run),
         (Workload::Memory, memory::run),

@@ -44,7 +44,12 @@ pub(super) fn nanos_each(
 
 /// Returns the processor seconds of this process, including threads that have ended.
 pub(super) fn process_seconds() -> f64 {
-    fs::read_to_string("/proc/self/stat")
+    process_seconds_of(std::process::id())
+}
+
+/// The same of another process; 0 if it has ended.
+pub(super) fn process_seconds_of(pid: u32) -> f64 {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| parse_stat(&stat))
         .map_or(0.0, |(_, used)| used)

@@ -1,0 +1,236 @@
+//! The time without a primary: nodes are killed or stopped while clients call their shards.
+
+use super::super::figures::{Goal, Report};
+use super::super::{BenchArgs, failed};
+use super::WORKLOAD;
+use super::nodes::{Nodes, Place};
+use crate::failure::Failure;
+use crate::output;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use stead::Client;
+use stead::client::{RawCall, payload};
+use stead::kv::{Kv, Query, Request};
+use tokio::runtime::{Builder, Runtime};
+
+/// Callers beside those that are measured.
+const LOAD: usize = 16;
+/// The time in which callers call before a fault.
+const BEFORE: Duration = Duration::from_millis(300);
+/// Time for the first success on each shard.
+const WAIT_MAX: Duration = Duration::from_secs(15);
+/// Stops of a node; each is as long as it takes until its shards are answered, and then this.
+const STOPS: u32 = 5;
+const STOPPED: Duration = Duration::from_secs(1);
+
+/// A way to lose a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// SIGKILL, while the control plane's leader lives.
+    Kill,
+    /// SIGKILL of the control plane's leader.
+    KillLeader,
+    /// SIGSTOP.
+    Stop,
+}
+
+/// The times until shards of a lost node answered.
+#[derive(Default)]
+struct Times {
+    first: Vec<f64>,
+    last: Vec<f64>,
+    /// Of clients that were connected to the lost node.
+    moved: Vec<f64>,
+}
+
+pub(super) fn run(args: &BenchArgs, nodes: &mut Nodes, report: &mut Report) -> Result<(), Failure> {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| failed("make a runtime")(&error))?;
+    let goals = |most: f64| (Some(Goal::AtMost(most)), Some(Goal::AtMost(most)));
+    for (fault, name, times, (median, worst)) in [
+        (Fault::Kill, "SIGKILL", args.kills, (Some(Goal::AtMost(100.0)), Some(Goal::AtMost(300.0)))),
+        (
+            Fault::KillLeader,
+            "SIGKILL of the control plane's leader too",
+            args.kills.div_ceil(4),
+            goals(1000.0),
+        ),
+        (Fault::Stop, "SIGSTOP", STOPS.min(args.kills), goals(1000.0)),
+    ] {
+        let mut all = Times::default();
+        for _ in 0..times {
+            one(&runtime, nodes, fault, &mut all)?;
+        }
+        if all.first.is_empty() {
+            continue;
+        }
+        output::note(format_args!("stead: {name}: {} measured", all.first.len()));
+        let of = |what: &str| format!("{what} after {name}");
+        let most = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
+        report.add(WORKLOAD, of("first success on its shards"), "ms", &all.first, median);
+        report.add(WORKLOAD, of("first success on its shards, at worst,"), "ms", &[most(&all.first)], worst);
+        report.add(WORKLOAD, of("all of its shards answered"), "ms", &all.last, None);
+        report.add(WORKLOAD, of("all answered a client that was connected to it"), "ms", &all.moved, None);
+    }
+    Ok(())
+}
+
+/// Loses a node, and brings it back.
+fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) -> Result<(), Failure> {
+    let places = nodes.settled(2)?;
+    let leader = nodes.leader();
+    let leads = |node: usize| places.iter().filter(|place| place.primary == node).count();
+    let candidates = (0..3).filter(|node| match fault {
+        Fault::Kill | Fault::Stop => Some(*node) != leader,
+        Fault::KillLeader => Some(*node) == leader,
+    });
+    let Some(victim) = candidates.filter(|node| leads(*node) > 0).max_by_key(|node| leads(*node)) else {
+        return Ok(());
+    };
+    let calls = Calls::begin(runtime, nodes, victim, &places)?;
+    std::thread::sleep(BEFORE);
+    let at = match fault {
+        Fault::Kill | Fault::KillLeader => nodes.kill(victim),
+        Fault::Stop => nodes.pause(victim)?,
+    };
+    let answered = calls.until_all(at);
+    if fault == Fault::Stop {
+        std::thread::sleep(STOPPED);
+    }
+    calls.stop.store(true, Ordering::Relaxed);
+    match fault {
+        Fault::Kill | Fault::KillLeader => nodes.restart(victim)?,
+        Fault::Stop => nodes.resume(victim)?,
+    }
+    let answered = answered?;
+    let of = |is_moved: bool| {
+        answered
+            .iter()
+            .filter(move |((_, moved), _)| *moved == is_moved)
+            .map(|(_, time)| time.as_secs_f64() * 1e3)
+    };
+    times.first.push(of(false).fold(f64::INFINITY, f64::min));
+    times.last.push(of(false).fold(0.0, f64::max));
+    times.moved.push(of(true).fold(0.0, f64::max));
+    Ok(())
+}
+
+/// The last success of each shard of the victim, by clients that were connected to another node and to the victim: when its call
+/// began, and ended.
+type Successes = BTreeMap<(u32, bool), Vec<(Instant, Instant)>>;
+
+/// Clients that call while a node is lost.
+struct Calls {
+    stop: Arc<AtomicBool>,
+    successes: Arc<Mutex<Successes>>,
+    /// The first failure of a call.
+    failed: Arc<Mutex<Option<String>>>,
+    expected: usize,
+}
+
+impl Calls {
+    fn begin(runtime: &Runtime, nodes: &Nodes, victim: usize, places: &[Place]) -> Result<Self, Failure> {
+        let mut addresses = nodes.native();
+        addresses.rotate_left(victim);
+        let connect = |addresses: &[String]| {
+            let client = runtime.block_on(Client::connect(addresses));
+            client.map_err(|error| failed("connect to the cluster")(&error))
+        };
+        let moved = connect(&addresses)?;
+        addresses.rotate_left(1);
+        let steady = connect(&addresses)?;
+        let keys = runtime.block_on(keys(&steady, places.len()))?;
+        let calls = Self {
+            stop: Arc::default(),
+            successes: Arc::default(),
+            failed: Arc::default(),
+            expected: 2 * places.iter().filter(|place| place.primary == victim).count(),
+        };
+        for place in places.iter().filter(|place| place.primary == victim) {
+            for (client, is_moved) in [(&steady, false), (&moved, true)] {
+                let key = keys.get(&place.shard).cloned().unwrap_or_default();
+                runtime.spawn(calls.call(client.clone(), Some((place.shard, is_moved)), move || key.clone()));
+            }
+        }
+        for _ in 0..LOAD {
+            let key = || format!("k{}", fastrand::u32(..100_000));
+            runtime.spawn(calls.call(steady.clone(), None, key));
+        }
+        Ok(calls)
+    }
+
+    /// Calls one after the other until the stop.
+    fn call<K: Fn() -> String + Send + 'static>(
+        &self,
+        client: Client,
+        of: Option<(u32, bool)>,
+        key: K,
+    ) -> impl Future<Output = ()> + Send + use<K> {
+        let (stop, successes) = (Arc::clone(&self.stop), Arc::clone(&self.successes));
+        let failed = Arc::clone(&self.failed);
+        let client = client.with_timeout(WAIT_MAX);
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                let called = client.call::<Kv>(&key(), Request::Put { value: "v".repeat(256).into() }).await;
+                match (called, of) {
+                    (Ok(_), Some(of)) => {
+                        let mut successes = successes.lock().unwrap_or_else(PoisonError::into_inner);
+                        successes.entry(of).or_default().push((begun, Instant::now()));
+                    }
+                    (Ok(_), None) => {}
+                    (Err(error), _) => {
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.get_or_insert(error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a success of each shard whose call began after a fault, and returns the time until it.
+    fn until_all(&self, fault: Instant) -> Result<BTreeMap<(u32, bool), Duration>, Failure> {
+        loop {
+            let successes = self.successes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let first = |calls: Vec<(Instant, Instant)>| {
+                calls.into_iter().find(|(begun, _)| *begun >= fault).map(|(_, ended)| ended - fault)
+            };
+            let times: BTreeMap<_, _> =
+                successes.into_iter().filter_map(|(of, calls)| Some((of, first(calls)?))).collect();
+            if times.len() == self.expected {
+                return Ok(times);
+            }
+            if fault.elapsed() > WAIT_MAX {
+                let failure = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let reason = failure.unwrap_or_else(|| "calls have not ended".to_owned());
+                return Err(failed("call the shards of a lost node")(&reason));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Returns a key of each shard.
+async fn keys(client: &Client, shards: usize) -> Result<BTreeMap<u32, String>, Failure> {
+    let mut keys = BTreeMap::new();
+    for number in 0.. {
+        if keys.len() == shards {
+            break;
+        }
+        let key = format!("k{number}");
+        let payload = payload(&Query::Get).map_err(|error| failed("write a query")(&error))?;
+        let call = RawCall {
+            service: "kv",
+            key: &key,
+            payload,
+            principal: "local",
+            idempotency_key: None,
+            timeout: WAIT_MAX,
+        };
+        let answer = client.query_raw(call).await.map_err(|error| failed("query a shard")(&error))?;
+        keys.entry(answer.shard.0).or_insert(key);
+    }
+    Ok(keys)
+}

@@ -93,6 +93,8 @@ struct Link<S> {
     writable: bool,
     /// Whether it is in the queue of those to read.
     reads: bool,
+    /// Whether its reads go on until they find its end, or nothing.
+    ends: bool,
     /// The bytes that it counts for in `client_bytes`.
     counted: u64,
     /// The error of a write. The connection ends once what arrived before is read.
@@ -108,6 +110,7 @@ impl<S> Link<S> {
             role: None,
             writable: false,
             reads: false,
+            ends: false,
             counted: 0,
             broken: None,
         }
@@ -367,7 +370,7 @@ impl<N: Network> Endpoint<N> {
     fn gather(&mut self) -> io::Result<()> {
         let mut ready = std::mem::take(&mut self.ready);
         self.network.ready(&mut ready)?;
-        for Ready { connection, readable, writable } in ready.drain(..) {
+        for Ready { connection, readable, writable, ends } in ready.drain(..) {
             let Some(id) = connection else {
                 self.acceptable = true;
                 continue;
@@ -378,6 +381,7 @@ impl<N: Network> Endpoint<N> {
                 self.readable.push_back(id);
             }
             link.writable |= writable;
+            link.ends |= ends;
             if writable && link.connection.waiting() > 0 {
                 self.dirty.insert(id);
             }
@@ -460,12 +464,15 @@ impl<N: Network> Endpoint<N> {
         let mut taken = 0;
         for _ in 0..READS_PER_TURN {
             let Some(link) = self.links.get_mut(&id) else { return taken };
+            let (mut is_last, ends) = (false, link.ends || link.broken.is_some());
             let outcome = match link.socket.read(&mut self.buffer) {
                 Ok(0) => {
                     Err(link.broken.take().map_or_else(|| link.connection.handle_end().into(), Ended::System))
                 }
                 Ok(bytes) => {
                     taken += bytes;
+                    // What comes later is reported anew: another read would only find that there is nothing.
+                    is_last = bytes < self.buffer.len() && !ends;
                     link.connection.receive(&self.buffer[..bytes], now);
                     Ok(())
                 }
@@ -481,6 +488,12 @@ impl<N: Network> Endpoint<N> {
             };
             if let Err(ended) = outcome.and_then(|()| self.take_events(id, now, wall)) {
                 self.end(id, ended);
+                return taken;
+            }
+            if is_last {
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.reads = false;
+                }
                 return taken;
             }
         }

@@ -1,10 +1,11 @@
 //! The network below an endpoint: TCP, or a simulator's.
 
+use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::io::{self, Read, Write};
 use std::net::{self, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The number of a connection at its endpoint, never used again.
@@ -20,12 +21,16 @@ pub struct Ready {
     pub readable: bool,
     /// Whether bytes can be written, or the attempt reports an error.
     pub writable: bool,
+    /// Whether the other end may have closed it, or an error may have arrived, behind bytes that were not read yet: nothing more is
+    /// reported then, so that reads have to go on until they find it.
+    pub ends: bool,
 }
 
 /// The network as an endpoint uses it. No call waits.
 pub trait Network {
     /// A stream of bytes. Reads and writes return `WouldBlock` instead of waiting; then [`Network::ready`] reports the
-    /// socket once it can be used again. Dropping it closes it, after what was written.
+    /// socket once it can be used again. So it does after a read of fewer bytes than were asked for. Dropping it closes it, after what
+    /// was written.
     type Socket: Read + Write;
 
     /// Begins a connection. It is established once it is reported as writable; if that fails, the socket's reads and
@@ -94,19 +99,44 @@ pub fn bind(address: SocketAddr) -> Result<net::TcpListener, AddressError> {
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
+/// The listening socket of a [`Tcp::beside`].
+const LISTENER_BESIDE: Token = Token(usize::MAX - 2);
+/// Added to the number of each connection of a [`Tcp::beside`].
+const BESIDE: usize = 1 << (usize::BITS - 2);
 /// Sockets that one call of the system reports at most.
 const EVENTS_MAX: usize = 1024;
 
 /// TCP over loopback, without TLS.
 #[derive(Debug)]
 pub struct Tcp {
-    poll: Poll,
-    events: Events,
-    /// Whether `events` has some that were not reported.
-    gathered: bool,
+    source: Source,
     waker: Arc<Waker>,
     /// `None` for a client's.
     listener: Option<TcpListener>,
+}
+
+/// Where the events of sockets come from.
+#[derive(Debug)]
+enum Source {
+    Own {
+        poll: Poll,
+        events: Events,
+        /// Whether `events` has some that were not reported.
+        gathered: bool,
+        /// Those of a [`Tcp::beside`], if there is one.
+        beside: Option<Arc<Found>>,
+    },
+    Beside(Registry, Arc<Found>),
+}
+
+/// Events that another one has gathered.
+#[derive(Debug, Default)]
+struct Found(Mutex<Vec<Ready>>);
+
+impl Found {
+    fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Ends a [`Tcp::wait`] from another thread.
@@ -138,12 +168,35 @@ impl Tcp {
     /// # Errors
     /// Those of the system.
     pub fn accepting(listener: net::TcpListener) -> io::Result<Self> {
+        let mut tcp = Self::dialing()?;
+        tcp.listen_at(listener, LISTENER)?;
+        Ok(tcp)
+    }
+
+    /// The same, for one whose sockets this one waits for along with its own: a thread can have two, and wait once. At most one can be
+    /// beside another. Its own [`wait`](Self::wait) does nothing.
+    ///
+    /// # Errors
+    /// Those of the system.
+    ///
+    /// # Panics
+    /// If there is one already, or this is one itself.
+    pub fn beside(&mut self, listener: net::TcpListener) -> io::Result<Self> {
+        let Source::Own { poll, beside, .. } = &mut self.source else { panic!("it waits for none itself") };
+        assert!(beside.is_none(), "one is beside another");
+        let found = Arc::clone(beside.insert(Arc::default()));
+        let source = Source::Beside(poll.registry().try_clone()?, found);
+        let mut tcp = Self { source, waker: Arc::clone(&self.waker), listener: None };
+        tcp.listen_at(listener, LISTENER_BESIDE)?;
+        Ok(tcp)
+    }
+
+    fn listen_at(&mut self, listener: net::TcpListener, token: Token) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
-        let mut tcp = Self::dialing()?;
-        tcp.poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        tcp.listener = Some(listener);
-        Ok(tcp)
+        self.registry().register(&mut listener, token, Interest::READABLE)?;
+        self.listener = Some(listener);
+        Ok(())
     }
 
     /// Accepts no connections, as a client.
@@ -154,7 +207,18 @@ impl Tcp {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let events = Events::with_capacity(EVENTS_MAX);
-        Ok(Self { poll, events, gathered: false, waker, listener: None })
+        Ok(Self {
+            source: Source::Own { poll, events, gathered: false, beside: None },
+            waker,
+            listener: None,
+        })
+    }
+
+    fn registry(&self) -> &Registry {
+        match &self.source {
+            Source::Own { poll, .. } => poll.registry(),
+            Source::Beside(registry, _) => registry,
+        }
     }
 
     /// Returns the address at which it listens.
@@ -178,24 +242,50 @@ impl Tcp {
     ///
     /// # Errors
     /// Those of the system.
-    pub fn wait(&mut self, time: Option<Duration>) -> io::Result<()> {
-        if self.gathered {
+    pub fn wait(&mut self, mut time: Option<Duration>) -> io::Result<()> {
+        let Source::Own { poll, events, gathered, beside } = &mut self.source else { return Ok(()) };
+        if *gathered {
             return Ok(());
         }
-        match self.poll.poll(&mut self.events, time) {
+        if beside.as_ref().is_some_and(|found| !found.ready().is_empty()) {
+            time = Some(Duration::ZERO);
+        }
+        match poll.poll(events, time) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            polled => {
-                self.gathered = polled.is_ok();
-                polled
+            Err(error) => Err(error),
+            Ok(()) => {
+                *gathered = true;
+                if let Some(found) = beside {
+                    let of_beside = events.iter().filter(|event| is_beside(event.token()));
+                    found.ready().extend(of_beside.map(ready_of));
+                }
+                Ok(())
             }
         }
     }
 
     fn register(&self, stream: &mut TcpStream, connection: ConnectionId) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let token = usize::try_from(connection.0).ok().map(Token).filter(|token| *token < WAKER);
-        let token = token.ok_or_else(|| io::Error::other("the numbers of connections are used up"))?;
-        self.poll.registry().register(stream, token, Interest::READABLE | Interest::WRITABLE)
+        let number = usize::try_from(connection.0).ok().filter(|number| *number < BESIDE);
+        let number = number.ok_or_else(|| io::Error::other("the numbers of connections are used up"))?;
+        let token = Token(if let Source::Beside(..) = self.source { number + BESIDE } else { number });
+        self.registry().register(stream, token, Interest::READABLE | Interest::WRITABLE)
+    }
+}
+
+/// Whether an event is of a [`Tcp::beside`].
+fn is_beside(token: Token) -> bool {
+    token == LISTENER_BESIDE || (BESIDE..2 * BESIDE).contains(&token.0)
+}
+
+fn ready_of(event: &Event) -> Ready {
+    let token = event.token();
+    let number = || u64::try_from(token.0 % BESIDE).expect("a number has at most 64 bits");
+    Ready {
+        connection: (token != LISTENER && token != LISTENER_BESIDE).then(|| ConnectionId(number())),
+        readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+        writable: event.is_writable() || event.is_error(),
+        ends: event.is_read_closed() || event.is_error(),
     }
 }
 
@@ -217,16 +307,15 @@ impl Network for Tcp {
 
     fn ready(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
         self.wait(Some(Duration::ZERO))?;
-        self.gathered = false;
-        ready.extend(self.events.iter().filter(|event| event.token() != WAKER).map(|event| Ready {
-            connection:
-                (event.token() != LISTENER).then(|| {
-                    ConnectionId(u64::try_from(event.token().0).expect("a number has at most 64 bits"))
-                }),
-            readable: event.is_readable() || event.is_read_closed() || event.is_error(),
-            writable: event.is_writable() || event.is_error(),
-        }));
-        self.events.clear();
+        match &mut self.source {
+            Source::Own { events, gathered, .. } => {
+                *gathered = false;
+                let own = events.iter().filter(|event| event.token() != WAKER && !is_beside(event.token()));
+                ready.extend(own.map(ready_of));
+                events.clear();
+            }
+            Source::Beside(_, found) => ready.append(&mut found.ready()),
+        }
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use stead_net::connection::{Event, Failure, SendError, Settings};
 use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::frame::{Foreign, FrameError};
 use stead_net::handshake::{HandshakeError, Limits, Local, RefusalKind, Role};
-use stead_net::network::{AddressError, ConnectionId, Tcp};
+use stead_net::network::{AddressError, ConnectionId, Network, Tcp};
 use stead_net::payload::Payload;
 
 struct Node {
@@ -261,4 +261,29 @@ fn a_wake_ends_a_wait() {
     let waiting = std::thread::spawn(move || tcp.wait(None));
     wake.wake().unwrap();
     waiting.join().unwrap().unwrap();
+}
+
+/// A thread with two networks waits once for the sockets of both.
+#[test]
+fn a_wait_is_for_the_sockets_of_the_network_beside_it_as_well() {
+    let mut tcp = Tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut beside = tcp.beside(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let address = beside.address().unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    let mut ready = Vec::new();
+    let mut next = |tcp: &mut Tcp, beside: &mut Tcp| {
+        tcp.wait(None).unwrap();
+        tcp.ready(&mut ready).unwrap();
+        assert!(ready.is_empty(), "none of its own: {ready:?}");
+        beside.ready(&mut ready).unwrap();
+        std::mem::take(&mut ready)
+    };
+    assert_eq!(next(&mut tcp, &mut beside)[0].connection, None, "one knocks");
+    let (_socket, _) = beside.accept(ConnectionId(7)).unwrap();
+    client.write_all(b"one").unwrap();
+    until(|| {
+        let found = next(&mut tcp, &mut beside);
+        found.iter().any(|ready| ready.connection == Some(ConnectionId(7)) && ready.readable).then_some(())
+    });
+    assert_eq!(tcp.address().unwrap().ip(), address.ip());
 }

@@ -24,6 +24,8 @@ struct Pipe {
     /// Whether the other end has closed it.
     is_closed: bool,
     written: Vec<u8>,
+    /// The number of reads.
+    reads: usize,
     /// Whether writes return `WouldBlock`.
     is_full: bool,
     write_error: Option<ErrorKind>,
@@ -48,14 +50,17 @@ struct Socket {
 impl Script {
     fn with<T>(&self, id: ConnectionId, change: impl FnOnce(&mut Pipe) -> T) -> T {
         let mut wires = self.0.borrow_mut();
-        wires.ready.push(Ready { connection: Some(id), readable: true, writable: true });
-        change(wires.pipes.get_mut(&id).unwrap())
+        let pipe = wires.pipes.get_mut(&id).unwrap();
+        let changed = change(pipe);
+        let ends = pipe.is_closed || pipe.write_error.is_some();
+        wires.ready.push(Ready { connection: Some(id), readable: true, writable: true, ends });
+        changed
     }
 
     fn knock(&self) {
         let mut wires = self.0.borrow_mut();
         wires.knocks += 1;
-        wires.ready.push(Ready { connection: None, readable: true, writable: false });
+        wires.ready.push(Ready { connection: None, readable: true, writable: false, ends: false });
     }
 
     fn open(&self, id: ConnectionId) -> Socket {
@@ -89,6 +94,7 @@ impl Read for Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut wires = self.script.0.borrow_mut();
         let pipe = wires.pipes.get_mut(&self.id).unwrap();
+        pipe.reads += 1;
         if pipe.arrived.is_empty() && !pipe.is_closed {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -216,6 +222,22 @@ fn what_arrived_and_was_not_read_is_no_silence() {
     for _ in 0..2 {
         let happened = node.turn(later);
         assert!(matches!(happened[..], [Happened::Event(_, Event::Opened(_))]), "{happened:?}");
+    }
+}
+
+#[test]
+fn a_read_that_was_not_filled_is_the_last_one_unless_the_end_has_come() {
+    let (mut node, mut other) = (Node::new(local(2)), dialer(local(1)));
+    let id = node.open(&mut other, START);
+    for (is_closed, reads, events) in [(false, 1, 1), (true, 2, 2)] {
+        other.send_shards(&Payload::from(&b"one"[..]), START).unwrap();
+        let before = node.script.with(id, |pipe| {
+            pipe.arrived.extend(drain(&mut other, START));
+            pipe.is_closed = is_closed;
+            pipe.reads
+        });
+        assert_eq!(node.turn(START).len(), events);
+        assert_eq!(node.script.with(id, |pipe| pipe.reads) - before, reads);
     }
 }
 

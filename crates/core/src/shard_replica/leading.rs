@@ -509,7 +509,7 @@ mod tests {
     use crate::capture::View;
     use crate::commit_tracker::EpochConfig;
     use crate::handler::{Handler, Txn};
-    use crate::ids::{CallToken, Colour, Generation, Incarnation, Life, Round, ShardId};
+    use crate::ids::{CallToken, Colour, Generation, Incarnation, Life, Round, SessionId, ShardId};
     use crate::key::Key;
     use crate::replication::epoch::{Mark, Seal};
     use crate::replication::lease::Grants;
@@ -622,6 +622,34 @@ mod tests {
         };
         assert_eq!(end(first), 0, "it is of the epoch that is over");
         assert_eq!(end(second), 1);
+    }
+
+    #[test]
+    fn the_inputs_of_a_turn_share_a_frame_and_a_round() {
+        let mut replica = replica(Settings::default());
+        give(&mut replica, lead(1, LogPoint::default(), &[1, 2], &[]));
+        replica.flush(NOW, &mut Starter, &mut Effects::default());
+        let ack = Frame::Ack { epoch: Epoch(1), upto: Index(1) };
+        give(&mut replica, Input::Frame { from: ReplicaId(2), frame: ack });
+        let (token, process) = (CallToken(1), Key::new("a").unwrap());
+        for session in 1..=3 {
+            let (session, principal) = (SessionId(session), "alice".into());
+            let open = shard::Input::OpenSession { token, session, principal };
+            replica.handle_shard(NOW, open, &mut Starter, &mut Effects::default());
+            let (process, principal, read) = (process.clone(), "alice".into(), Read::Linearizable);
+            let query = Query { token, process, payload: Blob::empty(), principal, read };
+            let mut out = Effects::default();
+            replica.handle_shard(NOW, shard::Input::Query(query), &mut Starter, &mut out);
+            assert!(out.replica.is_empty(), "{out:?}");
+        }
+        let mut out = Effects::default();
+        replica.flush(NOW, &mut Starter, &mut out);
+        let sent = out.replica.iter().map(|effect| match effect {
+            Effect::Send { to: ReplicaId(2), frame: Frame::Append { entries, .. } } => entries.len(),
+            Effect::Send { to: ReplicaId(2), frame: Frame::Ask(_) } => 0,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(sent.collect::<Vec<_>>(), [0, 3]);
     }
 
     #[test]

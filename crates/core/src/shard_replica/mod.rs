@@ -14,6 +14,8 @@
 //! The node's log keeps everything; in memory are the entries that may have to be applied or cut, and the last committed ones for
 //! peers. A primary without peers keeps none, and its shard handles each input as if there were no replica around it.
 //!
+//! Many inputs of a turn need one frame to each peer, and one round of confirmations: [`ShardReplica::flush`] ends the turn.
+//!
 //! Never reads a clock, a log or a network: all comes in by [`ShardReplica::handle`] and
 //! [`ShardReplica::handle_shard`], and goes out in [`Effects`].
 
@@ -260,7 +262,7 @@ impl ShardReplica {
             return;
         }
         self.handle_input(now, input, handler, out);
-        self.go_on(now, handler, out);
+        self.apply_committed(&mut out.replica);
     }
 
     /// Handles an input for the shard, for which this replica must lead: calls, messages of channels and the like. Otherwise as
@@ -288,18 +290,15 @@ impl ShardReplica {
             return;
         }
         self.handle_shard_input(now, input, handler, out);
-        self.go_on(now, handler, out);
+        self.apply_committed(&mut out.replica);
     }
 
-    /// Does what follows from each input.
-    fn go_on(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
+    /// Does once for all inputs of a turn what follows from them: sends the peers what they lack, and runs the queries that may be
+    /// answered. Must be called after them, or their entries do not leave. `out` may have effects that were not performed yet.
+    pub fn flush(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
         if let Role::Leads(leading) = &self.role
-            && leading.is_alone()
+            && !leading.is_alone()
         {
-            return;
-        }
-        self.apply_committed(&mut out.replica);
-        if let Role::Leads(_) = self.role {
             self.run_reads(now, handler, out);
             self.send(&mut out.replica);
         }
@@ -586,6 +585,11 @@ impl ShardReplica {
 
     /// Applies what is committed and matched in the primary's epoch (rule 16).
     fn apply_committed(&mut self, out: &mut Vec<Effect>) {
+        if let Role::Leads(leading) = &self.role
+            && leading.is_alone()
+        {
+            return;
+        }
         let commit = self.replica.commit();
         if self.lacks_entries(Index(u64::MAX)) {
             if commit >= self.tail.before() {

@@ -56,6 +56,7 @@ fn give_whole(replica: &mut ShardReplica, input: Input) -> Effects {
     let mut out = Effects::default();
     let now = Now { steady: Time(1_000), wall: Time(1_000) };
     replica.handle(now, input, &mut Lister, &mut out);
+    replica.flush(now, &mut Lister, &mut out);
     out
 }
 
@@ -422,6 +423,7 @@ fn a_refusal_that_a_session_is_unknown_waits_for_a_confirmed_round() {
     let mut out = Effects::default();
     let now = Now { steady: Time(1_000), wall: Time(1_000) };
     primary.handle_shard(now, shard::Input::Request(request), &mut Lister, &mut out);
+    primary.flush(now, &mut Lister, &mut out);
     let is_answer = |effect: &shard::Effect| matches!(effect, shard::Effect::Answer(_));
     assert!(!out.shard.iter().any(is_answer), "another primary may have opened it: {out:?}");
     let asked = out.replica.iter().find_map(|effect| match effect {

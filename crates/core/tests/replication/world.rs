@@ -422,6 +422,7 @@ impl World {
             Given::Replica(input) => replica.handle(now, input, &mut Lister, &mut out),
             Given::Shard(input) => replica.handle_shard(now, input, &mut Lister, &mut out),
         }
+        replica.flush(now, &mut Lister, &mut out);
         if is_traced() {
             println!("    {}", short(&format!("{:?}", out.records)));
             out.replica.iter().for_each(|effect| println!("    {}", short(&format!("{effect:?}"))));

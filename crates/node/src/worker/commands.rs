@@ -11,7 +11,7 @@ use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
 use std::collections::BTreeMap;
 use stead_core::calls::{Answer, Query, Read, Refusal};
-use stead_core::ids::{Micros, ShardId, Time};
+use stead_core::ids::{CallToken, Micros, ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::shard::Input;
 use stead_core::shrink;
@@ -201,6 +201,16 @@ impl<E: Env> Worker<E> {
         if let Some(call) = self.calls.close(answer.token) {
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             self.give_answer(now, call.reply_to.caller, Ok(answer));
+        }
+    }
+
+    /// Makes the calls due that a shard could not accept: it serves from now on.
+    pub(super) fn retry_now(&mut self, now: Time, shard: ShardId) {
+        let of_shard = |&(_, of, _): &(CallToken, ShardId, Input)| of == shard;
+        let waiting = self.retries.iter().filter(|((at, _), retry)| *at > now && of_shard(retry));
+        for key in waiting.map(|(key, _)| *key).collect::<Vec<_>>() {
+            let retry = self.retries.remove(&key).expect("it was found above");
+            self.retries.insert((now, key.1), retry);
         }
     }
 

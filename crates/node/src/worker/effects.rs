@@ -129,6 +129,7 @@ impl<E: Env> Worker<E> {
     pub(super) fn hand_on(&mut self, shared: &Shared<E>, now: Time) {
         self.submit(shared, now);
         // After the entries are on their way to the own log: a peer syncs its copy of them meanwhile.
+        self.flush_replicas(shared, now);
         self.hand_on_news(shared);
         self.publish_waiting(shared);
         if !self.queries.is_empty() {

@@ -179,6 +179,8 @@ struct Slot {
     deadline: Option<Time>,
     /// Whether the shard has handled an input since then.
     is_moved: bool,
+    /// Whether its shard serves: its epoch is active.
+    serves: bool,
     /// Whether the wall clock has changed, and with it the due times of the shard's timers.
     looks_at_clock: bool,
     /// Its bytes in the node's account: of entries that wait for the log, of messages in outboxes, and of queries.
@@ -238,6 +240,7 @@ impl<E: Env> Worker<E> {
                     is_stored: false,
                     deadline: None,
                     is_moved: false,
+                    serves: false,
                     looks_at_clock: false,
                     published: (0, 0, 0),
                 }
@@ -482,8 +485,11 @@ impl<E: Env> Worker<E> {
 
     /// Performs the effects of an input that a replica has handled, which has taken so many bytes from the inbox.
     fn handled(&mut self, shared: &Shared<E>, now: Time, slot: u32, left_inbox: i64) {
-        let Slot { replica, is_moved, published, is_replicated, is_touched, .. } =
+        let Slot { id, replica, is_moved, serves, published, is_replicated, is_touched, .. } =
             &mut self.shards[slot as usize];
+        let is_active = replica.shard().is_some_and(Shard::is_active);
+        let begins = !std::mem::replace(serves, is_active) && is_active;
+        let id = *id;
         let bytes = replica.shard().map_or((0, 0, 0), |shard| {
             let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
             let outboxes = shard.state().outbox_bytes() + shard.outcome_bytes();
@@ -501,6 +507,9 @@ impl<E: Env> Worker<E> {
         // released.
         self.note_waiting(shared, [bytes.0 - before.0, bytes.1 - before.1 - left_inbox, 0]);
         self.perform(shared, now, slot);
+        if begins {
+            self.retry_now(now, id);
+        }
     }
 
     /// Notes waiting bytes, and publishes them in the node's account if they are many.
@@ -643,6 +652,10 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
     }
 
     fn spins(&self, shared: &Shared<E>) -> u32 {
+        // What it waits for may come from other nodes, which may need this processor.
+        if !shared.replicated.is_empty() {
+            return 0;
+        }
         // While the log works on a submission, its report comes soon.
         if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting }
     }

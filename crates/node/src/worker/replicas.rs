@@ -7,11 +7,12 @@ use crate::events;
 use crate::peers::PeerMessage;
 use crate::reply::NoAnswer;
 use crate::shared::Shared;
+use stead_core::clock::Now;
 use stead_core::control::facts::{Fact, ShardReport};
 use stead_core::ids::{CallToken, Epoch, NodeId, ReplicaId, ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::shard;
-use stead_core::shard_replica::{Effect, Frame, Record, ShardReplica};
+use stead_core::shard_replica::{Effect, Frame, Record, ShardReplica, Watched};
 use stead_core::trials::TrialKind;
 use stead_net::replica::Route;
 use stead_store::wal::Batch;
@@ -184,6 +185,21 @@ impl<E: Env> Worker<E> {
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             let not_here = NoAnswer::NotHere { shard, place: Place::Elsewhere };
             self.give_answer(now, call.reply_to.caller, Err(not_here));
+        }
+    }
+
+    /// Lets the replicas that have handled inputs in this turn send what their peers lack, and run queries: once for all inputs.
+    pub(super) fn flush_replicas(&mut self, shared: &Shared<E>, now: Time) {
+        for at in 0..self.replicated.len() {
+            // As in `give`.
+            if shared.is_ended() {
+                return;
+            }
+            let slot = self.replicated[at];
+            let Self { shards, code, effects, wall, .. } = self;
+            let code: &mut dyn Watched = code;
+            shards[slot as usize].replica.flush(Now { steady: now, wall: *wall }, code, effects);
+            self.handled(shared, now, slot, 0);
         }
     }
 

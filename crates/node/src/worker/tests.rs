@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::open::Registered;
+use crate::reply::ReplyTo;
 use crate::shared::tests::{NoCode, Nothing, shared_with};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Life};
+use std::time::Duration;
+use stead_core::ids::{Epoch, Life, SessionId};
 use stead_core::replication::lease::Grants;
 use stead_core::start::{KnownEpochs, Past, Services, StartPlan};
 use stead_core::state::State;
@@ -71,4 +73,21 @@ fn a_worker_that_stops_ends_once_its_shards_know_what_is_durable() {
         assert_eq!(turn(&mut worker), Turned::Ended);
         shared.inboxes[0].set_durable(0);
     }
+}
+
+#[test]
+fn a_call_that_came_too_early_goes_on_in_the_turn_in_which_its_shard_serves() {
+    let shared = shared_with(&[("service", 1)]);
+    let mut worker = worker(&shared);
+    let turn = |worker: &mut Worker<Nothing>| worker.turn(&shared, NOW).unwrap();
+    turn(&mut worker);
+    let deadline = NOW.plus(Micros::from_secs(10));
+    let reply_to = ReplyTo { caller: Recipient::Here(()), deadline, timeout: Duration::from_secs(10) };
+    let (shard, session, principal) = (ShardId(0), SessionId(7), "alice".into());
+    let open = Command::OpenSession { shard, session, principal, reply_to: Some(reply_to) };
+    worker.perform_command(&shared, NOW, open);
+    assert_eq!(worker.retries.len(), 1, "its shard does not serve yet");
+    shared.inboxes[0].set_durable(worker.ticket);
+    turn(&mut worker);
+    assert!(worker.retries.is_empty() && worker.submitted.len() == 1, "the session is an entry");
 }

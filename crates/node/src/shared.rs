@@ -692,6 +692,7 @@ impl<E: Env> Shared<E> {
         self.log.close();
         self.log.preparer_bell.ring();
         self.peers.bell.ring();
+        self.peers.relief.ring();
         self.transfers.bell.ring();
         self.steps.stop();
         self.queries.stop();

@@ -400,7 +400,7 @@ impl<E: Env> AnyPart<E> {
             Self::Worker(part) => turn(&mut **part, hub, now),
             Self::Step(part) => turn(part, hub, now),
             Self::Log(part) => turn(&mut **part, hub, now),
-            Self::Peers(part) => turn(&mut **part, hub, now),
+            Self::Peers(part) => turn(part, hub, now),
             Self::Transfers(part) => turn(&mut **part, hub, now),
             Self::Preparer(part) => turn(part, hub, now),
             Self::Checkpoints(part) => turn(&mut **part, hub, now),

@@ -14,7 +14,7 @@ use crate::open::Recovery;
 use crate::open::options::{CheckpointOptions, Drawn, NativeOptions, Options};
 use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::sockets::Sockets;
-use crate::peers::PeerPart;
+use crate::peers::{PeerPart, Relief, lend};
 use crate::placed::Placed;
 use crate::queries::{QUERY_THREADS, QueryPart, QueryThreads, QueryWatch};
 use crate::roster::PartId;
@@ -46,8 +46,8 @@ use stead_store::recovery::Recovered;
 pub(crate) struct Parts<E: Env> {
     pub(crate) life: Life<E>,
     pub(crate) log: LogPart,
-    /// The connections to other nodes, if it listens for any.
-    pub(crate) peers: Option<PeerPart>,
+    /// The relief of the worker that has the connections to other nodes, if the node listens for any.
+    pub(crate) peers: Option<Relief>,
     pub(crate) transfers: Option<TransferPart>,
     pub(crate) prepare: PreparePart,
     pub(crate) workers: Vec<Worker<E>>,
@@ -67,7 +67,7 @@ pub(crate) enum AnyPart<E: Env> {
     Worker(Box<Worker<E>>),
     Step(StepPart),
     Log(Box<LogPart>),
-    Peers(Box<PeerPart>),
+    Peers(Relief),
     Transfers(Box<TransferPart>),
     Preparer(PreparePart),
     Checkpoints(Box<Checkpoints>),
@@ -101,7 +101,7 @@ impl<E: Env> Parts<E> {
         let shared = &*life.shared;
         let mut parts =
             vec![(PartId::Log, AnyPart::Log(Box::new(log))), (PartId::Preparer, AnyPart::Preparer(prepare))];
-        parts.extend(peers.map(|part| (PartId::Peers, AnyPart::Peers(Box::new(part)))));
+        parts.extend(peers.map(|part| (PartId::Peers, AnyPart::Peers(part))));
         parts.extend(transfers.map(|part| (PartId::Transfers, AnyPart::Transfers(Box::new(part)))));
         let workers = workers.into_iter().enumerate();
         parts.extend(workers.map(|(number, part)| (PartId::Worker(number), AnyPart::Worker(Box::new(part)))));
@@ -208,7 +208,11 @@ pub(crate) fn assemble<E: Env>(
         client_limits: Limits::of_clients(),
         clock_difference_max: CLOCK_DIFFERENCE_MAX,
     };
-    let peers = sockets.peers.map(|tcp| PeerPart::new(tcp, local.clone()));
+    let peers = sockets.peers.map(|tcp| {
+        let (borrowed, relief) = lend(PeerPart::new(tcp, local.clone()));
+        workers[0].borrow_peers(borrowed);
+        relief
+    });
     if let Some(NativeOptions { connections_max, .. }) = options.native {
         for ((worker, inbox), tcp) in workers.iter_mut().zip(&shared.inboxes).zip(sockets.of_workers) {
             let bell = Arc::clone(&inbox.bell);

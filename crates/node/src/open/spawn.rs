@@ -51,7 +51,7 @@ impl<E: Env> Life<E> {
             AnyPart::Worker(part) => put_on_thread(shared, id, *part),
             AnyPart::Step(part) => put_on_thread(shared, id, part),
             AnyPart::Log(part) => put_on_thread(shared, id, *part),
-            AnyPart::Peers(part) => put_on_thread(shared, id, *part),
+            AnyPart::Peers(part) => put_on_thread(shared, id, part),
             AnyPart::Transfers(part) => put_on_thread(shared, id, *part),
             AnyPart::Preparer(part) => put_on_thread(shared, id, part),
             AnyPart::Checkpoints(part) => put_on_thread(shared, id, *part),

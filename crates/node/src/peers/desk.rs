@@ -70,6 +70,8 @@ pub struct PeerDesk {
     held: Mutex<Held>,
     /// Rung when there is work for the part.
     pub bell: Bell,
+    /// The bell of the thread that gives the part its turns while no worker does.
+    pub(crate) relief: Bell,
 }
 
 #[derive(Debug, Default)]

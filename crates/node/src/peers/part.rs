@@ -7,17 +7,15 @@
 use super::PeerMessage;
 use super::desk::{Orders, Seen};
 use super::packing::{Loser, Packed, pack};
-use crate::bell::Bell;
-use crate::clock::Clock;
 use crate::control::ControlNews;
 use crate::env::Env;
 use crate::events;
-use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 use stead_core::control::facts::Fact;
 use stead_core::ids::{Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::shard_replica::Input;
@@ -26,7 +24,7 @@ use stead_net::connection::{Event, Failure, SendError, Settings};
 use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::forward::{Answered, CallId, Outcome};
 use stead_net::handshake::{Agreed, HandshakeError, Local, Refusal, RefusalKind, Role};
-use stead_net::network::{ConnectionId, Network, Tcp};
+use stead_net::network::{ConnectionId, Network, Tcp, Wake};
 use stead_net::replica::{Message, Route, read_message};
 use stead_net::section::sections;
 
@@ -150,6 +148,18 @@ pub struct PeerPart<N: Network = Tcp> {
     changes: Vec<Change>,
 }
 
+impl PeerPart {
+    /// Returns what ends a [`wait`](Self::wait).
+    pub(super) fn wake(&self) -> Wake {
+        self.endpoint.network().wake()
+    }
+
+    /// Waits until something arrives, it is woken, or the time is over.
+    pub(super) fn wait(&mut self, time: Option<Duration>) {
+        self.failed = self.endpoint.network_mut().wait(time).err();
+    }
+}
+
 impl<N: Network> PeerPart<N> {
     /// Creates the part of a node, without connections.
     ///
@@ -169,6 +179,14 @@ impl<N: Network> PeerPart<N> {
             news: ControlNews::default(),
             changes: Vec::new(),
         }
+    }
+
+    /// Sends the messages that wait. A turn is due after it.
+    pub(super) fn send_waiting<E: Env>(&mut self, hub: &Shared<E>, now: Time) {
+        for (node, messages) in hub.peers.take() {
+            self.send(node, messages, now);
+        }
+        self.endpoint.flush(now);
     }
 
     /// Returns the network, to wait at it.
@@ -515,31 +533,5 @@ fn is_double(ended: &Ended) -> bool {
         }
         Ended::Failed(_) | Ended::System(_) => false,
         Ended::Replaced(_) => true,
-    }
-}
-
-impl<E: Env> Part<Shared<E>> for PeerPart<Tcp> {
-    type Error = String;
-
-    fn bell<'h>(&'h self, hub: &'h Shared<E>) -> &'h Bell {
-        &hub.peers.bell
-    }
-
-    fn attach(&self, hub: &Shared<E>) {
-        hub.peers.bell.attach_to(self.endpoint.network().wake());
-    }
-
-    fn sleep(&mut self, hub: &Shared<E>, now: Time, until: Option<Time>) {
-        let network = self.endpoint.network_mut();
-        hub.peers.bell.sleep(now, until, 0, |time| self.failed = network.wait(time).err());
-    }
-
-    fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, String> {
-        if hub.is_ended() {
-            return Ok(Turned::Ended);
-        }
-        let due = self.step(hub, now, hub.clock.wall());
-        let due = due.map_err(|error| format!("the connections to other nodes cannot be served: {error}"))?;
-        Ok(if due <= now { Turned::Again } else { Turned::Until(Some(due)) })
     }
 }

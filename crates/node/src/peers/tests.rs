@@ -1,5 +1,6 @@
 use super::packing::{Loser, pack};
 use super::*;
+use crate::clock::Clock;
 use crate::forward::{Forwarder, News};
 use crate::inbox::Command;
 use crate::native::Recipient;
@@ -75,8 +76,7 @@ impl Node {
     fn turn(&mut self) {
         self.hub.peers.bell.take_ring();
         let now = self.hub.now();
-        let turned = self.part.turn(&self.hub, now).unwrap();
-        assert_ne!(turned, Turned::Ended);
+        self.part.step(&self.hub, now, self.hub.clock.wall()).unwrap();
     }
 
     fn report(&self, node: u32) -> Option<bool> {
@@ -333,7 +333,7 @@ fn run_beside(
 }
 
 fn wall(node: &Node) -> Time {
-    crate::clock::Clock::wall(&node.hub.clock)
+    node.hub.clock.wall()
 }
 
 fn endpoint(local: Local) -> Endpoint<Tcp> {
@@ -440,4 +440,26 @@ fn frames_are_filled_up_to_a_limit() {
     assert_eq!(losers, [replica(1, 20), replica(2, 21)]);
     let long = pack(vec![deliver((1..=2).map(|seq| message(seq, 3 << 20)))], 40 << 20);
     assert_eq!(long.len(), 2, "one that is longer has a frame of its own");
+}
+
+#[test]
+fn the_relief_gives_turns_only_while_the_worker_gives_none() {
+    let Node { hub, part, .. } = Node::new(1);
+    let (borrowed, mut relief) = lend(part);
+    let now = hub.now();
+    let mut is_needed = |is_moving: bool| {
+        if is_moving {
+            borrowed.turn(&hub, now, hub.clock.wall()).unwrap();
+        }
+        match relief.turn(&hub, now).unwrap() {
+            Turned::Again => true,
+            Turned::Until(until) => until.unwrap() < now.plus_millis(50),
+            Turned::Ended => panic!("the node serves"),
+        }
+    };
+    assert_eq!([true, true, false, false, true].map(&mut is_needed), [false, false, true, true, false]);
+    drop(borrowed);
+    assert_ne!(relief.turn(&hub, now).unwrap(), Turned::Until(Some(now.plus_millis(50))));
+    hub.kill(now);
+    assert_eq!(relief.turn(&hub, now).unwrap(), Turned::Ended);
 }

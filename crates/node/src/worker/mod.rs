@@ -29,7 +29,7 @@ use crate::guarded::Guarded;
 use crate::inbox::Command;
 use crate::native::{Native, Recipient};
 use crate::part::{Part, Turned};
-use crate::peers::PeerMessage;
+use crate::peers::{Borrowed, PeerMessage};
 use crate::queries::Job;
 use crate::routes::Routes;
 use crate::shared::Shared;
@@ -73,6 +73,8 @@ pub struct Worker<E: Env> {
     number: usize,
     /// Its connections to clients, if the node listens.
     native: Option<Box<Native>>,
+    /// The connections to other nodes, if it gives them their turns.
+    borrowed: Option<Borrowed>,
     shards: Vec<Slot>,
     /// The slots whose deadline may have changed.
     moved: Vec<u32>,
@@ -250,6 +252,7 @@ impl<E: Env> Worker<E> {
         let wall = shared.clock.wall();
         Self {
             native: None,
+            borrowed: None,
             wall,
             wall_ahead: ahead(wall, shared.clock.steady()),
             appended: vec![0; shards.len()],
@@ -661,18 +664,20 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
     }
 
     fn attach(&self, shared: &Shared<E>) {
-        match &self.native {
-            None => self.bell(shared).attach(),
-            Some(native) => self.bell(shared).attach_to(native.wake()),
+        match (&self.borrowed, &self.native) {
+            (Some(borrowed), _) => borrowed.attach(shared, self.bell(shared)),
+            (None, Some(native)) => self.bell(shared).attach_to(native.wake()),
+            (None, None) => self.bell(shared).attach(),
         }
     }
 
     fn sleep(&mut self, shared: &Shared<E>, now: Time, until: Option<Time>) {
         let spins = self.spins(shared);
         let bell = &shared.inboxes[self.number].bell;
-        match &mut self.native {
-            None => bell.park(now, until, spins),
-            Some(native) => bell.sleep(now, until, spins, |time| native.wait(time)),
+        match (&self.borrowed, &mut self.native) {
+            (Some(borrowed), _) => bell.sleep(now, until, spins, |time| borrowed.wait(shared, bell, time)),
+            (None, Some(native)) => bell.sleep(now, until, spins, |time| native.wait(time)),
+            (None, None) => bell.park(now, until, spins),
         }
     }
 
@@ -690,14 +695,20 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
             return Ok(Turned::Ended);
         }
         self.code.probe().step_turn();
-        let (busy, sweep_in) = self.work(shared, now);
+        let peers_due = self.take_frames(shared, now);
+        let (mut busy, sweep_in) = self.work(shared, now);
+        busy |= self.send_frames(shared, now);
         let hold = shared.clock.steady().since(now);
         if hold > self.longest_hold {
             self.longest_hold = hold;
             shared.counters.worker_hold_micros.raise(hold.0);
         }
         self.code.probe().step_turn();
-        Ok(if busy { Turned::Again } else { Turned::Until(self.idle_until(shared, now, sweep_in)) })
+        if busy || peers_due.is_some_and(|due| due <= now) {
+            return Ok(Turned::Again);
+        }
+        let until = self.idle_until(shared, now, sweep_in);
+        Ok(Turned::Until(until.into_iter().chain(peers_due).min()))
     }
 }
 

@@ -2,9 +2,10 @@
 //! know to its desk.
 
 use super::{Slot, Worker};
+use crate::clock::Clock;
 use crate::env::Env;
 use crate::events;
-use crate::peers::PeerMessage;
+use crate::peers::{Borrowed, PeerMessage};
 use crate::reply::NoAnswer;
 use crate::shared::Shared;
 use stead_core::clock::Now;
@@ -161,6 +162,28 @@ impl<E: Env> Worker<E> {
         if kind == TrialKind::Handlers && std::mem::take(is_trying) && !shared.is_trying() {
             self.local.push_back((shard, shard::Input::Open));
         }
+    }
+
+    /// Gives the connections to other nodes their turns from now on.
+    pub(crate) fn borrow_peers(&mut self, borrowed: Borrowed) {
+        self.borrowed = Some(borrowed);
+    }
+
+    /// Takes what has arrived from other nodes, if it has the connections to them. Returns the time of their next turn.
+    pub(super) fn take_frames(&self, shared: &Shared<E>, now: Time) -> Option<Time> {
+        let due = self.borrowed.as_ref()?.turn(shared, now, shared.clock.wall());
+        match due {
+            Ok(due) => Some(due),
+            Err(error) => {
+                shared.fail(format!("the connections to other nodes cannot be served: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Sends what this turn has left for other nodes, before it sleeps. Returns whether another turn is due.
+    pub(super) fn send_frames(&self, shared: &Shared<E>, now: Time) -> bool {
+        self.borrowed.as_ref().is_some_and(|borrowed| borrowed.send(shared, now))
     }
 
     /// Leaves a frame for another replica. It is lost if the node of that is not known. Once it is, the replica is

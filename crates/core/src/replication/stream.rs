@@ -168,8 +168,13 @@ impl Stream {
         while self.in_flight.pop_front_if(|(last, _)| *last <= upto).is_some() {}
     }
 
-    /// Handles that a frame does not follow from the peer's log: it is sent what comes behind the last entry that both have.
+    /// Handles that a frame does not follow from the peer's log: it is sent what comes behind the last entry that both have. A report of
+    /// an older epoch says nothing of the log, but may be of a replica that was placed while the first frame was on its way, which it
+    /// then never got: that is sent again.
     pub fn handle_diverged(&mut self, epoch: Epoch, own: &EpochTable, peer: &EpochTable) {
+        if epoch < self.epoch && matches!(self.mode, Mode::Probe { .. }) {
+            return self.handle_connected();
+        }
         if epoch != self.epoch || matches!(self.mode, Mode::Snapshot(_)) {
             return;
         }
@@ -302,6 +307,20 @@ mod tests {
         assert_eq!(stream.poll(&own, Index(0), 1_000, bytes_to), None);
         stream.handle_ack(Time(1), Epoch(2), Index(4));
         assert_eq!(append(stream.poll(&own, Index(0), 1_000, bytes_to)), (4, 6));
+    }
+
+    #[test]
+    fn the_first_frame_is_sent_again_to_a_peer_that_has_heard_of_an_older_epoch_only() {
+        let log = table(at(1, 3), 2, 9);
+        let mut stream = Stream::new(Epoch(2), at(1, 3), LIMITS, Time(0));
+        assert_eq!(append(stream.poll(&log, Index(0), 1_000, bytes_to)), (3, 5));
+        stream.handle_diverged(Epoch(3), &log, &table(at(0, 0), 1, 3));
+        assert_eq!(stream.poll(&log, Index(0), 1_000, bytes_to), None);
+        stream.handle_diverged(Epoch(1), &log, &EpochTable::new(LogPoint::default()));
+        assert_eq!(append(stream.poll(&log, Index(0), 1_000, bytes_to)), (3, 5));
+        stream.handle_ack(Time(1), Epoch(2), Index(5));
+        stream.handle_diverged(Epoch(1), &log, &EpochTable::new(LogPoint::default()));
+        assert_eq!(append(stream.poll(&log, Index(0), 1_000, bytes_to)), (5, 7), "it flows");
     }
 
     #[test]

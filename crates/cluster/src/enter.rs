@@ -9,15 +9,16 @@ use crate::error::EnterError;
 use crate::host::Host;
 use crate::join::join;
 use crate::links::Links;
+use crate::look::Look;
 use crate::message::Joined;
 use crate::part::{ClusterPart, Common};
 use crate::transport::PlaneQueue;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stead_control::{Begin, ControlPlane, Driver, Identity, ProposeError, Settings, Transport};
 use stead_core::clock::Now;
 use stead_core::control::command::ShardStart;
@@ -113,6 +114,24 @@ impl Membership {
     /// Returns this node's view of the others.
     pub(crate) fn peers(&self) -> Vec<PeerReport> {
         self.common.host.get().map(|host| host.peers()).unwrap_or_default()
+    }
+
+    /// Asks all nodes for what they know. Returns the answers of those that gave one within the time.
+    pub(crate) fn look(&self, wait: Duration) -> Vec<Look> {
+        let (to, from) = mpsc::channel();
+        self.common.looks.lock().unwrap_or_else(PoisonError::into_inner).push(to);
+        self.common.bell.ring();
+        let until = Instant::now() + wait;
+        let next = || from.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).collect()
+    }
+
+    /// Returns the number of failovers and other changes of a primary by cause: those that this node has seen since its start, and those
+    /// of the history that it found then.
+    #[must_use]
+    pub fn failovers_seen(&self) -> BTreeMap<&'static str, u64> {
+        let seen = self.common.failovers.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().map(|(cause, count)| (cause.name(), *count)).collect()
     }
 
     /// Gives a fact of an operator to the controller.

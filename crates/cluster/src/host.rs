@@ -7,7 +7,7 @@ use stead_core::control::facts::PeerReport;
 use stead_core::ids::{Micros, NodeId, ReplicaId, ShardId};
 use stead_core::replication::epoch::{EpochRecord, Seal};
 use stead_core::shard_replica::Input;
-use stead_node::{Bell, ControlNews, Env, Shared};
+use stead_node::{AskedStatus, Bell, ControlNews, Env, Shared};
 
 /// A node that serves.
 pub(crate) trait Host: Send + Sync {
@@ -22,6 +22,9 @@ pub(crate) trait Host: Send + Sync {
 
     /// Returns its view of the other nodes.
     fn peers(&self) -> Vec<PeerReport>;
+
+    /// Asks its workers for the status of its shards.
+    fn ask_status(&self) -> AskedStatus;
 
     /// Asks a replica for a seal.
     fn seal(&self, shard: ShardId, replica: ReplicaId, seal: Seal);
@@ -60,6 +63,10 @@ impl<E: Env> Host for Shared<E> {
 
     fn peers(&self) -> Vec<PeerReport> {
         self.peers.reports(self.now())
+    }
+
+    fn ask_status(&self) -> AskedStatus {
+        Self::ask_status(self)
     }
 
     fn seal(&self, shard: ShardId, replica: ReplicaId, seal: Seal) {

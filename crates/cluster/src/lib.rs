@@ -13,14 +13,19 @@ mod error;
 mod host;
 mod join;
 mod links;
+mod look;
 mod message;
 mod operate;
 mod part;
+mod problems;
 mod status;
+mod survey;
 mod transport;
 
 pub use address::Addresses;
 pub use enter::{ClusterOptions, Entered, Membership, NewService, enter};
 pub use error::EnterError;
 pub use operate::{DialChange, OperateError};
-pub use status::{ClusterStatus, FailoverReport, NodeStatus, ServiceDial, ShardPlaces};
+pub use status::{
+    ClusterStatus, FailoverReport, Loss, NodeState, NodeStatus, Problem, ReplicaLag, ServiceDial, ShardPlaces,
+};

@@ -3,6 +3,7 @@
 //! They are not those of the shards, so that a long queue there delays no vote. Stepped: [`Links::turn`] never waits. A request
 //! that cannot be sent at once, or whose connection ends, has no answer: its sender repeats what matters.
 
+use crate::look::Looks;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
@@ -39,6 +40,8 @@ pub(crate) enum Purpose {
     Plane(Answer),
     Facts,
     Orders,
+    /// The answer goes to an operator, who waits for those of all nodes.
+    Look(Looks),
 }
 
 /// The sender of a request.
@@ -125,6 +128,11 @@ impl<N: Network> Links<N> {
                 peer.waiting.clear();
             }
         }
+    }
+
+    /// Whether there is a connection to a node.
+    pub(crate) fn is_open(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.open.is_some())
     }
 
     /// Sends a request to a node, once it is connected. Without an answer its purpose is dropped.

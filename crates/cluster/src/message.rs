@@ -11,6 +11,7 @@ const PLANE: u8 = 1;
 const FACTS: u8 = 2;
 const ORDERS: u8 = 3;
 const JOIN: u8 = 4;
+const LOOK: u8 = 5;
 
 /// Facts or orders of one request at most: what is left comes with the next one.
 pub(crate) const PARTS_MAX: usize = 4_096;
@@ -26,6 +27,8 @@ pub(crate) enum Ask {
     Orders(Vec<Request>),
     /// A node without a number wants to join. The answer is [`Joined`].
     Join(Hello),
+    /// What the other node knows, for an operator. The answer is a [`Look`](crate::look::Look).
+    Look,
 }
 
 /// Whether the node that got facts leads the control plane.
@@ -85,6 +88,7 @@ impl Ask {
             Self::Facts(facts) => (FACTS, join(facts.iter().map(Fact::encode))),
             Self::Orders(orders) => (ORDERS, join(orders.iter().map(Request::encode))),
             Self::Join(hello) => (JOIN, Fact::Hello(hello.clone()).encode()),
+            Self::Look => (LOOK, Vec::new()),
         };
         let mut bytes = vec![VERSION, kind];
         bytes.extend(content);
@@ -109,6 +113,7 @@ impl Ask {
                 Ok(_) => Err(InvalidMessage("a request to join has no hello".to_owned())),
                 Err(error) => Err(InvalidMessage(error.to_string())),
             },
+            LOOK if content.is_empty() => Ok(Self::Look),
             kind => Err(InvalidMessage(format!("its kind {kind} is unknown"))),
         }
     }
@@ -173,7 +178,9 @@ mod tests {
             Request::Ask(NodeId(3)),
             Request::Delete { node: NodeId(1), shard: ShardId(2), replica: stead_core::ids::ReplicaId(9) },
         ];
-        for ask in [Ask::Plane(vec![1, 2, 3]), Ask::Facts(facts), Ask::Orders(orders), Ask::Join(hello)] {
+        for ask in
+            [Ask::Plane(vec![1, 2, 3]), Ask::Facts(facts), Ask::Orders(orders), Ask::Join(hello), Ask::Look]
+        {
             let bytes = ask.encode();
             assert_eq!(Ask::decode(&bytes), Ok(ask.clone()));
             let is_plane = matches!(ask, Ask::Plane(_));
@@ -185,6 +192,7 @@ mod tests {
         }
         let long = join((0..=PARTS_MAX).map(|_| Fact::Closed(NodeId(1)).encode()));
         assert!(Ask::decode(&[&[VERSION, FACTS], &long[..]].concat()).is_err(), "too many parts");
+        assert!(Ask::decode(&[VERSION, LOOK, 0]).is_err(), "there is nothing to say with it");
         assert!(Ask::decode(&[VERSION, FACTS, 255, 255, 255, 255]).is_err(), "a length that is not there");
     }
 }

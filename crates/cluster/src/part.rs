@@ -4,6 +4,7 @@
 use crate::address::Addresses;
 use crate::host::Host;
 use crate::links::{Arrived, Links, Purpose, Return, Sender};
+use crate::look::{Judgement, Led, Look, Looks};
 use crate::message::{Ask, Counted, Joined, PARTS_MAX, decode_answer, encode_answer};
 use crate::transport::PlaneQueue;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +16,10 @@ use stead_core::clock::Now;
 use stead_core::control::ControlState;
 use stead_core::control::directory::Directory;
 use stead_core::control::facts::{Fact, Hello, NodeReport, Request, ShardReport};
-use stead_core::ids::{Micros, NodeId, ShardId, Time};
+use stead_core::control::failover::{Cause, Failover};
+use stead_core::ids::{Epoch, Micros, NodeId, ShardId, Time};
 use stead_net::network::Network;
-use stead_node::Bell;
+use stead_node::{AskedStatus, Bell};
 
 /// The time between two reports, and between two introductions of a node that is not registered.
 const REPORT: Micros = Micros::from_millis(50);
@@ -25,6 +27,12 @@ const REPORT: Micros = Micros::from_millis(50);
 const REPORT_ALL: Micros = Micros::from_secs(1);
 /// The time between two looks at the nodes of the plane.
 const TIDY: Micros = Micros::from_millis(200);
+/// The time between two looks for the answers of the workers, while someone waits for what this node knows.
+const LOOK_AGAIN: Micros = Micros::from_millis(1);
+/// The time after which this node answers without those of its shards that a handler holds.
+const LOOK_WAIT: Micros = Micros::from_millis(200);
+/// Those who wait for what this node knows at most.
+const LOOKING_MAX: usize = 64;
 /// The time in which a change of the plane's nodes is made.
 const CHANGE_WAIT: Duration = Duration::from_secs(5);
 
@@ -38,6 +46,10 @@ pub(crate) struct Common {
     pub(crate) answers: Mutex<Vec<(Return, Vec<u8>)>>,
     /// Facts of operators at this node.
     pub(crate) facts: Mutex<Vec<Fact>>,
+    /// Operators at this node who want to know what all nodes know.
+    pub(crate) looks: Mutex<Vec<Looks>>,
+    /// The failovers that this node has seen, with those of the history that it found, by cause.
+    pub(crate) failovers: Mutex<BTreeMap<Cause, u64>>,
     pub(crate) stops: std::sync::atomic::AtomicBool,
     /// Whether a change of the plane's nodes is under way.
     changing: std::sync::atomic::AtomicBool,
@@ -51,6 +63,8 @@ impl Common {
             bell,
             answers: Mutex::default(),
             facts: Mutex::default(),
+            looks: Mutex::default(),
+            failovers: Mutex::default(),
             stops: false.into(),
             changing: false.into(),
         }
@@ -82,6 +96,24 @@ pub(crate) struct ClusterPart<N: Network> {
     tidy_due: Time,
     arrived: Vec<Arrived>,
     orders: Vec<Request>,
+    /// The time of the first turn, by the wall clock.
+    begun: Option<Time>,
+    /// Those who wait for what this node knows.
+    looking: Vec<Looking>,
+    /// The last failover that was counted.
+    counted: Option<(ShardId, Epoch)>,
+}
+
+/// One who waits for what this node knows, until its workers have answered.
+struct Looking {
+    to: LookTo,
+    asked: AskedStatus,
+    until: Time,
+}
+
+enum LookTo {
+    Here(Looks),
+    Node(Return),
 }
 
 impl<N: Network> ClusterPart<N> {
@@ -111,6 +143,9 @@ impl<N: Network> ClusterPart<N> {
             tidy_due: Time(0),
             arrived: Vec::new(),
             orders: Vec::new(),
+            begun: None,
+            looking: Vec::new(),
+            counted: None,
         }
     }
 
@@ -144,8 +179,12 @@ impl<N: Network> ClusterPart<N> {
         if status.role == Role::Leader {
             self.tidy(now.steady, &plane, &status);
         }
+        self.look(now, &plane);
         self.carry(now.steady);
         self.links.flush(now.steady);
+        if !self.looking.is_empty() {
+            due = due.min(now.steady.plus(LOOK_AGAIN));
+        }
         if let Some(controller) = self.driver.controller() {
             due = due.min(controller.wakes_at());
         }
@@ -166,6 +205,12 @@ impl<N: Network> ClusterPart<N> {
                 }
             }
             Arrived::Answer(_, Purpose::Orders, _) => {}
+            Arrived::Answer(_, Purpose::Look(looks), bytes) => {
+                if let Ok(look) = decode_answer::<Look>(&bytes) {
+                    // The operator may be gone.
+                    let _ = looks.send(look);
+                }
+            }
         }
     }
 
@@ -199,6 +244,7 @@ impl<N: Network> ClusterPart<N> {
                 }
                 self.links.answer(to, Vec::new(), now.steady);
             }
+            (Ask::Look, Sender::Node(_)) => self.begin_look(now.steady, LookTo::Node(to)),
             (Ask::Join(hello), _) => {
                 let joined = self.join(now, plane, hello);
                 self.links.answer(to, encode_answer(&joined), now.steady);
@@ -422,6 +468,64 @@ impl<N: Network> ClusterPart<N> {
         if thread.is_err() {
             self.common.changing.store(false, Ordering::Release);
         }
+    }
+
+    /// Begins to ask this node's workers. Nothing waits for a node that does not serve yet, or that too many have asked.
+    fn begin_look(&mut self, now: Time, to: LookTo) {
+        if let Some(host) = self.common.host.get().filter(|_| self.looking.len() < LOOKING_MAX) {
+            let (asked, until) = (host.ask_status(), now.plus(LOOK_WAIT));
+            self.looking.push(Looking { to, asked, until });
+        }
+    }
+
+    /// Asks all nodes for what they know, for the operators who wait for that, and answers those who have asked this one.
+    fn look(&mut self, now: Now, plane: &ControlPlane) {
+        let begun = *self.begun.get_or_insert(now.wall);
+        let wanted = std::mem::take(&mut *self.common.looks.lock().unwrap_or_else(PoisonError::into_inner));
+        for looks in wanted {
+            let nodes: Vec<NodeId> = self.directory.nodes().keys().copied().collect();
+            for node in nodes {
+                if self.links.is_open(node) {
+                    self.links.ask(node, Ask::Look.encode(), Purpose::Look(looks.clone()), now.steady);
+                }
+            }
+            self.begin_look(now.steady, LookTo::Here(looks));
+        }
+        let mut looking = std::mem::take(&mut self.looking);
+        looking.retain_mut(|Looking { to, asked, until }| {
+            let shards = match asked.take() {
+                Some(shards) => shards,
+                None if now.steady < *until => return true,
+                None => Vec::new(),
+            };
+            let nodes = self.directory.nodes().keys().copied();
+            let judgement = Judgement::of(&self.driver, now, nodes);
+            let led = shards.iter().filter_map(Led::of).collect();
+            let look = Look { node: self.node, begun, judgement, led };
+            match to {
+                // The operator may be gone.
+                LookTo::Here(looks) => drop(looks.send(look)),
+                LookTo::Node(to) => self.links.answer(*to, encode_answer(&look), now.steady),
+            }
+            false
+        });
+        self.looking = looking;
+        self.count_failovers(&plane.newest().state);
+    }
+
+    /// Counts the failovers that have begun since the last turn.
+    fn count_failovers(&mut self, state: &ControlState) {
+        let name = |failover: &Failover| (failover.shard, failover.epoch);
+        let newest = state.failovers().back().map(name);
+        if newest == self.counted {
+            return;
+        }
+        let is_new = |failover: &&Failover| Some(name(failover)) != self.counted;
+        let mut counts = self.common.failovers.lock().unwrap_or_else(PoisonError::into_inner);
+        for failover in state.failovers().iter().rev().take_while(is_new) {
+            *counts.entry(failover.cause).or_default() += 1;
+        }
+        self.counted = newest;
     }
 
     /// Sends the requests and the answers of the plane.

@@ -1,14 +1,8 @@
-//! The condition of a cluster, as one of its nodes sees it.
+//! The condition of a cluster, for operators.
 
-use crate::address::Addresses;
-use crate::enter::Membership;
 use serde::Serialize;
 use std::net::SocketAddr;
-use stead_control::Role;
-use stead_core::control::ControlState;
 use stead_core::control::dial::{Acks, Dial, Durability};
-use stead_core::control::shard::{ShardRecord, Stage};
-use stead_core::ids::ShardId;
 
 /// The condition of a cluster, as one of its nodes sees it: it may be a little old while that node is cut off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +13,8 @@ pub struct ClusterStatus {
     pub node: u32,
     /// The leader of the control plane, if that node knows one.
     pub leader: Option<u32>,
+    /// What is wrong, and the next step for each. Empty if all is well.
+    pub problems: Vec<Problem>,
     /// Whether replicas are being moved so that all nodes have their share.
     pub is_balancing: bool,
     /// The nodes.
@@ -29,6 +25,15 @@ pub struct ClusterStatus {
     pub shards: Vec<ShardPlaces>,
     /// The last failovers and other changes of a primary, the oldest one first: up to 1,024.
     pub failovers: Vec<FailoverReport>,
+}
+
+/// Something that is wrong, or that leaves no room for a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// What is wrong, with the nodes and shards that it concerns.
+    pub what: String,
+    /// The next step: a command, or what to wait for.
+    pub next: String,
 }
 
 /// A node of a cluster.
@@ -42,6 +47,13 @@ pub struct NodeStatus {
     pub clients: Option<SocketAddr>,
     /// The address for clients over HTTP, if it serves any.
     pub http: Option<SocketAddr>,
+    /// Its state.
+    pub state: NodeState,
+    /// The reason for which it counts as failed.
+    pub cause: Option<&'static str>,
+    /// The time since which it has failed, by the clock of the control plane's leader, or otherwise that of its last start, by its
+    /// own, in milliseconds since 1970. `None` if it is not known.
+    pub since_ms: Option<u64>,
     /// The number of its starts.
     pub lives: u64,
     /// Its part in the control plane.
@@ -54,6 +66,36 @@ pub struct NodeStatus {
     pub primaries: u32,
     /// The shards of which it has a replica, those that it leads included.
     pub replicas: u32,
+}
+
+/// The state of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// It works, as far as the control plane's leader knows.
+    Up,
+    /// The control plane's leader counts it as failed.
+    Failed,
+    /// It works, and is to be removed.
+    Leaving,
+    /// The control plane's leader does not answer, and the node that reports has no connection to it.
+    Unknown,
+}
+
+impl NodeState {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Up, Self::Failed, Self::Leaving, Self::Unknown];
+
+    /// Returns the word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Failed => "failed",
+            Self::Leaving => "leaving",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A service with its dial.
@@ -113,6 +155,21 @@ pub struct ShardPlaces {
     pub learners: Vec<u32>,
     /// The members that store an entry before its client is answered.
     pub acks: usize,
+    /// The last entry of the primary, if its node answers.
+    pub last: Option<u64>,
+    /// The other replicas and how far they are behind, if the primary's node answers.
+    pub lags: Vec<ReplicaLag>,
+    /// The reason for which its failover waits.
+    pub stuck: Option<String>,
+}
+
+/// A replica that stores what its primary sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ReplicaLag {
+    /// Its node.
+    pub node: u32,
+    /// The entries of the primary that it is not known to have stored.
+    pub entries: u64,
 }
 
 /// A change of a shard's primary, or a failover after which the same node leads again.
@@ -124,6 +181,8 @@ pub struct FailoverReport {
     pub epoch: u64,
     /// The reason.
     pub cause: String,
+    /// A short name of the reason, for programs.
+    pub cause_name: &'static str,
     /// Whether something had failed; otherwise the change was planned.
     pub is_failure: bool,
     /// The node that led before, if it is known.
@@ -136,87 +195,17 @@ pub struct FailoverReport {
     pub duration_us: Option<u64>,
     /// Whether entries that only the old primary had may be lost.
     pub may_have_lost: bool,
+    /// By epoch, the last entry that survived, where later ones may be lost.
+    pub losses: Vec<Loss>,
     /// Whether an operator went on without members that were missing.
     pub is_forced: bool,
 }
 
-impl Membership {
-    /// Returns the condition of the cluster, as this node sees it.
-    #[must_use]
-    pub fn status(&self) -> ClusterStatus {
-        let newest = self.plane().newest();
-        let state = &*newest.state;
-        let status = self.plane().status();
-        let leader = if status.role == Role::Leader { Some(self.node()) } else { status.leader };
-        let closed: Vec<_> = self.peers().into_iter().filter(|peer| peer.is_closed).collect();
-        let nodes = state.nodes().iter().map(|(&node, record)| {
-            let addresses = Addresses::of_texts(&record.addresses);
-            let has = |(_, shard): &(ShardId, &ShardRecord)| {
-                shard.replicas().values().any(|placed| placed.node == node && placed.stage != Stage::Released)
-            };
-            let leads = |(_, shard): &(ShardId, &ShardRecord)| shard.primary_node() == Some(node);
-            let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-            NodeStatus {
-                node: node.0,
-                cluster: addresses.map(|addresses| addresses.cluster),
-                clients: addresses.and_then(|addresses| addresses.clients),
-                http: addresses.and_then(|addresses| addresses.http),
-                lives: record.life.0,
-                votes: status.voters.contains(&node),
-                is_connected: closed.iter().all(|peer| peer.node != node),
-                is_leaving: record.is_leaving,
-                primaries: count(state.shards().filter(leads).count()),
-                replicas: count(state.shards().filter(has).count()),
-            }
-        });
-        ClusterStatus {
-            cluster: state.cluster().map(|cluster| format!("{:032x}", cluster.id.0)).unwrap_or_default(),
-            node: self.node().0,
-            leader: leader.map(|leader| leader.0),
-            is_balancing: state.is_balancing(),
-            nodes: nodes.collect(),
-            services: services(state),
-            shards: state.shards().map(|(id, shard)| places(state, id, shard)).collect(),
-            failovers: state.failovers().iter().map(report).collect(),
-        }
-    }
-}
-
-fn services(state: &ControlState) -> Vec<ServiceDial> {
-    let services = state.topology().services().iter().zip(state.dials());
-    let services = services.map(|(service, dial)| {
-        ServiceDial::new(service.name.clone(), (service.first.0, service.shards), dial)
-    });
-    services.collect()
-}
-
-fn places(state: &ControlState, id: ShardId, shard: &ShardRecord) -> ShardPlaces {
-    let config = &shard.history().newest().config;
-    let service = state.topology().service_of(id).map(|service| state.topology().service(service));
-    let node_of = |replica| shard.replicas().get(&replica).map(|placed| placed.node.0);
-    ShardPlaces {
-        shard: id.0,
-        service: service.map(|service| service.name.clone()).unwrap_or_default(),
-        epoch: config.epoch().0,
-        is_active: shard.is_settled(),
-        primary: shard.primary_node().map(|node| node.0),
-        members: config.members().iter().filter_map(|member| node_of(*member)).collect(),
-        learners: shard.learners().filter_map(node_of).collect(),
-        acks: config.acks(),
-    }
-}
-
-fn report(failover: &stead_core::control::failover::Failover) -> FailoverReport {
-    FailoverReport {
-        shard: failover.shard.0,
-        epoch: failover.epoch.0,
-        cause: failover.cause.to_string(),
-        is_failure: failover.cause.is_failure(),
-        from: failover.from.map(|node| node.0),
-        to: failover.to.0,
-        noticed_ms: failover.noticed.0 / 1_000,
-        duration_us: failover.duration.map(|duration| duration.0),
-        may_have_lost: !failover.losses.is_empty(),
-        is_forced: failover.is_forced,
-    }
+/// The end of an epoch behind which answered entries may be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Loss {
+    /// The epoch.
+    pub epoch: u64,
+    /// Its last entry that survived.
+    pub survived: u64,
 }

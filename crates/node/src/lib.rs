@@ -83,8 +83,8 @@ pub use shared::{LOOK_TIMEOUT, Shared};
 pub use shutdown::EndPart;
 pub use sizes::Sizes;
 pub use status::{
-    CheckStatus, ClockStatus, CopyStatus, LogStatus, RecoveryReport, ServiceStatus, ShardNotHere,
-    ShardStatus, Status, StuckQuery, TaskStatus,
+    BackupStatus, CheckStatus, ClockStatus, CopyStatus, LogStatus, RecoveryReport, ServiceStatus,
+    ShardNotHere, ShardStatus, Status, StuckQuery, TaskStatus,
 };
 pub use stead_core::start::ServiceLimits;
 pub use stepped::{Ender, Fill, Started, Stepped};

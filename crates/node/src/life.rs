@@ -82,6 +82,18 @@ impl AskedStatus {
     }
 }
 
+impl<E: Env> Shared<E> {
+    /// Asks the workers for the status of their shards.
+    #[must_use]
+    pub fn ask_status(&self) -> AskedStatus {
+        let (to, from) = mpsc::channel();
+        for inbox in &self.inboxes {
+            inbox.push(Command::Status { to: to.clone(), taken: Vec::new() });
+        }
+        AskedStatus { from, shards: Vec::new() }
+    }
+}
+
 impl<E: Env> Life<E> {
     /// Returns the state that the threads and the clients share.
     #[must_use]
@@ -130,11 +142,7 @@ impl<E: Env> Life<E> {
     /// Asks the workers for the status of their shards.
     #[must_use]
     pub fn ask_status(&self) -> AskedStatus {
-        let (to, from) = mpsc::channel();
-        for inbox in &self.shared.inboxes {
-            inbox.push(Command::Status { to: to.clone(), taken: Vec::new() });
-        }
-        AskedStatus { from, shards: Vec::new() }
+        self.shared.ask_status()
     }
 
     /// The state of the node, with that of the shards that have answered.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use stead_core::ids::{ReplicaId, ShardId};
+use stead_core::ids::{Epoch, ReplicaId, ShardId};
 
 /// The replicas on this node that are not the only ones of their shards.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ struct Place {
     replica: AtomicU64,
     /// All numbers up to this one had their time here.
     over: AtomicU64,
+    /// The epoch in which the shard is served here; 0 if it is not.
+    serves: AtomicU64,
 }
 
 impl Placed {
@@ -22,7 +24,8 @@ impl Placed {
     pub(crate) fn new(places: impl IntoIterator<Item = (ShardId, Option<ReplicaId>, ReplicaId)>) -> Self {
         let place = |(shard, replica, over): (ShardId, Option<ReplicaId>, ReplicaId)| {
             let replica = replica.unwrap_or(ReplicaId::NONE);
-            (shard, Place { replica: AtomicU64::new(replica.0), over: AtomicU64::new(over.0) })
+            let place = Place { replica: replica.0.into(), over: over.0.into(), serves: 0.into() };
+            (shard, place)
         };
         Self(places.into_iter().map(place).collect())
     }
@@ -46,6 +49,19 @@ impl Placed {
     pub(crate) fn of(&self, shard: ShardId) -> Option<ReplicaId> {
         let replica = ReplicaId(self.0.get(&shard)?.replica.load(Ordering::Acquire));
         Some(replica).filter(|replica| *replica != ReplicaId::NONE)
+    }
+
+    /// Returns the epoch in which a shard is served here.
+    pub(crate) fn serves(&self, shard: ShardId) -> Option<Epoch> {
+        let epoch = Epoch(self.0.get(&shard)?.serves.load(Ordering::Acquire));
+        Some(epoch).filter(|epoch| *epoch > Epoch(0))
+    }
+
+    /// Notes the epoch in which a shard is served here.
+    pub(crate) fn set_serves(&self, shard: ShardId, epoch: Option<Epoch>) {
+        if let Some(place) = self.0.get(&shard) {
+            place.serves.store(epoch.unwrap_or(Epoch(0)).0, Ordering::Release);
+        }
     }
 
     /// Notes a replica at the place of a shard; false if there is no such place, or the replica is there, or had its time. Numbers of

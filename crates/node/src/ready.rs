@@ -2,9 +2,11 @@
 
 use crate::env::Env;
 use crate::shared::{Shared, stage};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use stead_core::ids::Time;
+use stead_core::control::directory::ShardRoute;
+use stead_core::ids::{ShardId, Time};
 use thiserror::Error;
 
 /// Reasons for which a node does not serve now.
@@ -16,12 +18,12 @@ pub enum NotReady {
     /// It is shutting down, or has shut down.
     #[error("the node stops or has stopped")]
     Stopped,
-    /// It still starts.
+    /// It still starts, or replicas of its cluster fail over, or it has no connection to those that serve.
     #[error("{active} of {shards} shards serve")]
     Shards {
-        /// Shards that serve.
+        /// Shards that serve clients of this node: at the node, or at another one to which it is connected.
         active: u32,
-        /// Shards that this node has and no other one.
+        /// Shards that this node has and no other one, and all those that have replicas on several nodes.
         shards: u32,
     },
     /// Messages and timers that had begun when the last life of the process ended are tried one by one; all else waits.
@@ -51,7 +53,9 @@ impl<E: Env> Shared<E> {
         if self.stage.load(Ordering::Relaxed) != stage::RUNS {
             return Err(NotReady::Stopped);
         }
-        let (active, shards) = (self.active.load(Ordering::SeqCst), self.serving());
+        let (served, replicated) = self.replicated_served(now);
+        let active = self.active.load(Ordering::SeqCst) + served;
+        let shards = self.serving() + replicated;
         if active < shards {
             return Err(NotReady::Shards { active, shards });
         }
@@ -62,6 +66,22 @@ impl<E: Env> Shared<E> {
             Some(waits) if waits > LOG_LAG_MAX => Err(NotReady::Log { waits }),
             _ => Ok(()),
         }
+    }
+
+    /// Returns the number of shards with replicas on several nodes that serve clients of this node, and that of all of them: this node
+    /// leads the shard, or is connected to the one that does. Before it knows the routes, none serves.
+    fn replicated_served(&self, now: Time) -> (u32, u32) {
+        let routes = self.routes.newest();
+        let peers = self.peers.reports(now);
+        let open: BTreeSet<_> = peers.iter().filter(|peer| !peer.is_closed).map(|peer| peer.node).collect();
+        let is_served = |(shard, route): &(&ShardId, &ShardRoute)| match route.primary_node() {
+            Some(node) if node == self.node => self.replicated.serves(**shard) >= Some(route.epoch),
+            Some(node) => open.contains(&node),
+            None => false,
+        };
+        let served = routes.iter().filter(is_served).count();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        (count(served), count(routes.len().max(self.replicated.len())))
     }
 }
 

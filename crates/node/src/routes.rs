@@ -37,6 +37,11 @@ impl RouteDesk {
         Some(Arc::clone(&routes))
     }
 
+    /// Returns the routes.
+    pub(crate) fn newest(&self) -> Arc<Routes> {
+        Arc::clone(&self.routes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether no routes are known yet: as long as a node has no others.
     pub(crate) fn are_unknown(&self) -> bool {
         self.version.load(Ordering::Acquire) == 0

@@ -126,6 +126,18 @@ pub struct ShardStatus {
     /// [`Options::clock_confirm`](crate::Options::clock_confirm).
     #[serde(default)]
     pub clock_doubted: bool,
+    /// The replicas on other nodes to which this node sends the shard's log, while it leads it.
+    #[serde(default)]
+    pub backups: Vec<BackupStatus>,
+}
+
+/// A replica of a shard on another node, as the shard's primary knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupStatus {
+    /// Its number.
+    pub replica: u64,
+    /// The last entry that it is known to have stored.
+    pub stored: u64,
 }
 
 /// A shard that is not on this node.
@@ -281,6 +293,8 @@ pub(crate) fn shard_status(replica: &ShardReplica, service: &str) -> ShardStatus
         commit: log.commit().0,
         ..ShardStatus::default()
     };
+    let backups = replica.backups();
+    status.backups = backups.map(|(id, stored)| BackupStatus { replica: id.0, stored: stored.0 }).collect();
     if let Some(state) = replica.state() {
         let kept = state.kept();
         let tasks = state.tasks().iter().filter_map(|&task| {

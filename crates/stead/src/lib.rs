@@ -67,11 +67,11 @@ pub use config::Config;
 pub use error::{CallError, ConnectError, OpenError, RawError};
 pub use log_view::LogPage;
 pub use node::{
-    CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
-    CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
-    MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo,
-    ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardNotHere, ShardStatus,
-    SkippedCheck, Status, StuckQuery, TaskStatus, TimerStatus,
+    BackupStatus, CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport,
+    ClockStatus, CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck,
+    LogStatus, MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail,
+    ProcessInfo, ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardNotHere,
+    ShardStatus, SkippedCheck, Status, StuckQuery, TaskStatus, TimerStatus,
 };
 pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};
 #[cfg(feature = "schemars")]
@@ -84,8 +84,8 @@ pub use service::{
     Task, TaskState, codec, kv,
 };
 pub use stead_cluster::{
-    ClusterStatus, DialChange, EnterError, FailoverReport, Membership, NodeStatus, OperateError, ServiceDial,
-    ShardPlaces,
+    ClusterStatus, DialChange, EnterError, FailoverReport, Loss, Membership, NodeState, NodeStatus,
+    OperateError, Problem, ReplicaLag, ServiceDial, ShardPlaces,
 };
 pub use stead_core::calls::Misuse;
 pub use stead_core::calls::{Limited, Read, Refusal};

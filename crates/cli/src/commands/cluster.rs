@@ -3,6 +3,7 @@
 use crate::client::{ServerArgs, name, segment};
 use crate::failure::Failure;
 use crate::output::{self, Table};
+use crate::when;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -109,41 +110,7 @@ pub(crate) fn run_node(args: &NodeArgs, json: bool) -> Result<(), Failure> {
             if json {
                 return output::json(&cluster["nodes"]);
             }
-            let mut table = Table::new([
-                "node",
-                "starts",
-                "control",
-                "primaries",
-                "replicas",
-                "cluster",
-                "http",
-                "state",
-            ]);
-            for node in rows(&cluster["nodes"]) {
-                let control = if node["node"] == cluster["leader"] {
-                    "leads"
-                } else if node["votes"] == true {
-                    "votes"
-                } else {
-                    "follows"
-                };
-                let state = match (node["is_connected"] == true, node["is_leaving"] == true) {
-                    (false, _) => "not connected",
-                    (true, true) => "leaves",
-                    (true, false) => "ok",
-                };
-                table.row([
-                    word(&node["node"]),
-                    word(&node["lives"]),
-                    control.to_owned(),
-                    word(&node["primaries"]),
-                    word(&node["replicas"]),
-                    word(&node["cluster"]),
-                    word(&node["http"]),
-                    state.to_owned(),
-                ]);
-            }
-            table.print()
+            nodes(&cluster)
         }
         NodeAction::Remove { node, server } => {
             let answer = server.server().delete(&format!("/v1/cluster/nodes/{node}"))?.body;
@@ -202,6 +169,100 @@ pub(crate) fn run_failover(args: &FailoverArgs, json: bool) -> Result<(), Failur
     output::line(&format!("node {} leads shard {shard}", answer["node"]))
 }
 
+fn nodes(cluster: &Value) -> Result<(), Failure> {
+    let mut table = Table::new([
+        "node",
+        "state",
+        "since",
+        "starts",
+        "control",
+        "primaries",
+        "replicas",
+        "cluster",
+        "http",
+    ]);
+    for node in rows(&cluster["nodes"]) {
+        let control = if node["node"] == cluster["leader"] {
+            "leads"
+        } else if node["votes"] == true {
+            "votes"
+        } else {
+            "follows"
+        };
+        let since = node["since_ms"].as_u64();
+        table.row([
+            word(&node["node"]),
+            word(&node["state"]),
+            since.map_or_else(|| "-".to_owned(), |since| when::date(since.saturating_mul(1_000))),
+            word(&node["lives"]),
+            control.to_owned(),
+            word(&node["primaries"]),
+            word(&node["replicas"]),
+            word(&node["cluster"]),
+            word(&node["http"]),
+        ]);
+    }
+    table.print()
+}
+
+/// Prints the condition of a cluster: its nodes, its shards, what is wrong with it, and the last failover.
+pub(super) fn print(cluster: &Value, with_shards: bool) -> Result<(), Failure> {
+    nodes(cluster)?;
+    output::line("")?;
+    let mut table = Table::new(["service", "shards", "with a primary", "replicas", "acks", "behind at most"]);
+    for dial in rows(&cluster["services"]) {
+        let own = || rows(&cluster["shards"]).iter().filter(|shard| shard["service"] == dial["service"]);
+        let led = own().filter(|shard| shard["is_active"] == true && !shard["primary"].is_null()).count();
+        let members = own().map(|shard| rows(&shard["members"]).len());
+        let replicas = match (members.clone().min(), members.max()) {
+            (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
+            (Some(least), _) => least.to_string(),
+            (None, _) => "-".to_owned(),
+        };
+        let lag =
+            own().flat_map(|shard| rows(&shard["lags"])).filter_map(|lag| lag["entries"].as_u64()).max();
+        let acks = if dial["acks"].is_null() { "majority".to_owned() } else { word(&dial["acks"]) };
+        table.row([
+            word(&dial["service"]),
+            word(&dial["shards"]),
+            led.to_string(),
+            replicas,
+            acks,
+            lag.map_or_else(|| "-".to_owned(), |lag| output::count(lag, "entry", "entries")),
+        ]);
+    }
+    table.print()?;
+    if with_shards {
+        output::line("")?;
+        shards(rows(&cluster["shards"]).iter())?;
+    }
+    output::line("")?;
+    let problems = rows(&cluster["problems"]);
+    if problems.is_empty() {
+        output::line("problems     none")?;
+    }
+    for problem in problems {
+        output::line(&format!("problem      {}", word(&problem["what"])))?;
+        output::line(&format!("  next       {}", word(&problem["next"])))?;
+    }
+    let Some(last) = rows(&cluster["failovers"]).last() else { return Ok(()) };
+    let lost = if last["may_have_lost"] == true { "answers may be lost" } else { "nothing lost" };
+    output::line(&format!(
+        "failover     the last of {}: shard {} from node {} to {} in {}, {lost}: {}; all: stead failover",
+        rows(&cluster["failovers"]).len(),
+        last["shard"],
+        word(&last["from"]),
+        last["to"],
+        took(last),
+        word(&last["cause"])
+    ))
+}
+
+fn took(failover: &Value) -> String {
+    let took = failover["duration_us"].as_u64();
+    took.map_or_else(|| "not over".to_owned(), |took| format!("{:.1} ms", took as f64 / 1e3))
+}
+
 fn cluster(server: &ServerArgs) -> Result<Value, Failure> {
     Ok(server.server().get("/v1/cluster")?.body)
 }
@@ -252,15 +313,24 @@ fn show(cluster: &Value, service: &str, json: bool) -> Result<(), Failure> {
         return output::json(&serde_json::json!({ "dial": dial, "shards": shards }));
     }
     dials(std::slice::from_ref(dial))?;
-    let mut table = Table::new(["shard", "epoch", "primary", "members", "learners", "state"]);
+    self::shards(shards.into_iter())
+}
+
+fn shards<'a>(shards: impl Iterator<Item = &'a Value>) -> Result<(), Failure> {
+    let mut table =
+        Table::new(["shard", "service", "epoch", "primary", "members", "learners", "behind", "state"]);
     for shard in shards {
         let state = if shard["is_active"] == true { "active" } else { "fails over" };
+        let lags = rows(&shard["lags"]).iter();
+        let lags = lags.map(|lag| format!("{}: {}", lag["node"], lag["entries"])).collect::<Vec<_>>();
         table.row([
             word(&shard["shard"]),
+            word(&shard["service"]),
             word(&shard["epoch"]),
             word(&shard["primary"]),
             word(&shard["members"]),
             word(&shard["learners"]),
+            if lags.is_empty() { "-".to_owned() } else { lags.join(", ") },
             state.to_owned(),
         ]);
     }
@@ -268,18 +338,17 @@ fn show(cluster: &Value, service: &str, json: bool) -> Result<(), Failure> {
 }
 
 fn failovers(failovers: &Value) -> Result<(), Failure> {
-    let mut table = Table::new(["shard", "epoch", "from", "to", "took", "lost", "cause"]);
+    let mut table = Table::new(["noticed", "shard", "epoch", "from", "to", "took", "lost", "cause"]);
     for failover in rows(failovers) {
-        let took = failover["duration_us"]
-            .as_u64()
-            .map_or_else(|| "not over".to_owned(), |took| format!("{:.1} ms", took as f64 / 1e3));
         let lost = if failover["may_have_lost"] == true { "maybe" } else { "nothing" };
+        let noticed = failover["noticed_ms"].as_u64().unwrap_or_default();
         table.row([
+            when::date(noticed.saturating_mul(1_000)),
             word(&failover["shard"]),
             word(&failover["epoch"]),
             word(&failover["from"]),
             word(&failover["to"]),
-            took,
+            took(failover),
             lost.to_owned(),
             word(&failover["cause"]),
         ]);

@@ -1,12 +1,13 @@
 //! `stead status`: how a server is.
 
+use super::cluster;
 use crate::client::ServerArgs;
 use crate::failure::Failure;
 use crate::output::{self, Table};
 use clap::Args;
 use serde_json::Value;
 
-/// Show a server's services, shards, log, tasks and checkpoints
+/// Show a cluster, what is wrong with it and the next step, and a server's services, shards, log, tasks and checkpoints
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead status\n  stead status --json | jq '.services'")]
 pub(crate) struct StatusArgs {
@@ -18,9 +19,22 @@ pub(crate) struct StatusArgs {
 }
 
 pub(crate) fn run(args: &StatusArgs, json: bool) -> Result<(), Failure> {
-    let status = args.server.server().get("/v1/status")?.body;
+    let server = args.server.server();
+    let mut status = server.get("/v1/status")?.body;
+    let cluster = match server.get("/v1/cluster") {
+        Ok(cluster) => Some(cluster.body),
+        Err(failure) if failure.is("not-in-cluster") => None,
+        Err(failure) => return Err(failure),
+    };
     if json {
+        if let Some(cluster) = cluster {
+            status["cluster"] = cluster;
+        }
         return output::json(&status);
+    }
+    if let Some(cluster) = &cluster {
+        cluster::print(cluster, args.shards)?;
+        output::line(&format!("\nNode {}", cluster["node"]))?;
     }
     print(&status, args.shards)
 }

@@ -47,6 +47,25 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Returns a short name for programs and metrics, which stays.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+            Self::Stalled => "stalled",
+            Self::CutOff => "cut_off",
+            Self::Restarted => "restarted",
+            Self::DiskLost => "disk_lost",
+            Self::NotLed => "not_led",
+            Self::Superseded => "superseded",
+            Self::DialChanged => "dial_changed",
+            Self::Moved => "moved",
+            Self::Balanced => "balanced",
+            Self::Operator => "operator",
+        }
+    }
+
     /// Whether something failed; otherwise the change was planned.
     #[must_use]
     pub fn is_failure(self) -> bool {

@@ -232,6 +232,13 @@ impl ShardReplica {
         streams.filter(|(id, _)| !members.contains(id)).map(move |(id, stream)| (*id, close(stream)))
     }
 
+    /// Returns the other replicas to which it sends its log while it leads, and the last entry that each is known to have stored.
+    pub fn backups(&self) -> impl Iterator<Item = (ReplicaId, Index)> {
+        let leading = if let Role::Leads(leading) = &self.role { Some(leading) } else { None };
+        let streams = leading.into_iter().flat_map(|leading| leading.streams());
+        streams.map(|(id, stream)| (*id, stream.acked()))
+    }
+
     /// Returns the oldest snapshot that is on its way to a peer: the log must not be trimmed behind it. `None` if none is.
     #[must_use]
     pub fn snapshot_sent(&self) -> Option<LogPoint> {

@@ -145,6 +145,18 @@ pub(super) struct ShardStatus {
     /// Whether the wall clock is so far ahead that timers do not follow it yet: see `clock_confirm`.
     #[schema(required = false)]
     clock_doubted: bool,
+    /// The replicas on other nodes to which this node sends the shard's log, while it leads it.
+    #[schema(required = false)]
+    backups: Vec<BackupStatus>,
+}
+
+/// A replica of a shard on another node, as the shard's primary knows it.
+#[derive(Serialize, Deserialize, ToSchema)]
+pub(super) struct BackupStatus {
+    /// Its number.
+    replica: u64,
+    /// The last entry that it is known to have stored.
+    stored: u64,
 }
 
 /// The wall clock.
@@ -404,19 +416,19 @@ pub(super) struct LogPage {
     next: u64,
 }
 
+/// Panics unless the description keeps the whole JSON of a value: it has each of its fields, and no other.
+#[cfg(test)]
+pub(super) fn assert_described<Description: Serialize + serde::de::DeserializeOwned>(value: &impl Serialize) {
+    let json = serde_json::to_value(value).unwrap();
+    let described: Description = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(serde_json::to_value(described).unwrap(), json);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde::de::DeserializeOwned;
     use serde_json::json;
     use stead::{CheckOutcome, offline};
-
-    /// Panics unless the description keeps the whole JSON of a value: it has each of its fields, and no other.
-    fn assert_described<Description: Serialize + DeserializeOwned>(value: &impl Serialize) {
-        let json = serde_json::to_value(value).unwrap();
-        let described: Description = serde_json::from_value(json.clone()).unwrap();
-        assert_eq!(serde_json::to_value(described).unwrap(), json);
-    }
 
     fn failed_check() -> stead::FailedCheck {
         stead::FailedCheck { service: "bank".to_owned(), reason: "3 too much".to_owned() }
@@ -436,7 +448,8 @@ mod tests {
     }
 
     fn shard() -> stead::ShardStatus {
-        stead::ShardStatus { clock_ahead_micros: -1, tasks: vec![task()], ..Default::default() }
+        let backups = vec![stead::BackupStatus { replica: 2, stored: 9 }];
+        stead::ShardStatus { clock_ahead_micros: -1, tasks: vec![task()], backups, ..Default::default() }
     }
 
     fn not_here() -> Vec<stead::ShardNotHere> {

@@ -1,6 +1,7 @@
 //! Routes for operators of a cluster, at any of its nodes.
 
 use super::Gateway;
+use super::answers_cluster as answers;
 use super::parts::{NoParameters, OfNode, OfService, OfShard, Segments, unreadable};
 use super::problem::{Kind, Problem};
 use axum::extract::rejection::QueryRejection;
@@ -29,13 +30,13 @@ fn problem(error: OperateError) -> Problem {
     Problem::new(kind, error.to_string())
 }
 
-/// The nodes, services, shards and failovers of the cluster, as this node sees them.
+/// The nodes, services, shards and failovers of the cluster, and what is wrong with it, as this node sees them.
 #[utoipa::path(
     get,
     path = "/v1/cluster",
     tag = "cluster",
     responses(
-        (status = 200, description = "The cluster", body = Object),
+        (status = 200, description = "The cluster", body = answers::ClusterStatus),
         (status = 409, description = "The node is alone", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -71,7 +72,7 @@ pub(super) struct Dial {
     tag = "cluster",
     params(OfService, Dial),
     responses(
-        (status = 200, description = "The new dial", body = Object),
+        (status = 200, description = "The new dial", body = answers::ServiceDial),
         (status = 409, description = "The node is alone, or the control plane refuses the dial", body = Problem, content_type = "application/problem+json"),
     )
 )]

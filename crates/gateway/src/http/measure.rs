@@ -1,5 +1,6 @@
 //! The figures of `/metrics`: the gateway's own, and the node's at the time of the request.
 
+use super::measure_cluster;
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
@@ -204,7 +205,13 @@ impl Collector for OfNode {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         encode_services(&self.0.service_metrics(), &status.shards, &mut encoder)?;
-        encode_shards(&status.shards, &mut encoder)
+        encode_shards(&status.shards, &mut encoder)?;
+        match self.0.cluster() {
+            Some(cluster) => {
+                measure_cluster::encode(&cluster.status(), &cluster.failovers_seen(), &mut encoder)
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -11,6 +11,8 @@ mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod answers;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
+mod answers_cluster;
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod cluster;
@@ -21,6 +23,7 @@ mod limits;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod log;
 mod measure;
+mod measure_cluster;
 mod parts;
 mod problem;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]

@@ -148,6 +148,44 @@ async fn ask(address: SocketAddr, request: &str) -> Answer {
 }
 
 #[tokio::test]
+async fn a_cluster_is_shown_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let builder = Node::builder(dir.path()).service::<Purse>(ServiceOptions::default().shards(2)).threads(1);
+    let open = move || builder.listen_cluster(any).open().unwrap();
+    let node = tokio::task::spawn_blocking(open).await.unwrap();
+    let server = serve(&node, listen(any).unwrap(), dir.path(), Limits::default()).unwrap();
+    let address = server.address();
+    let ready = async {
+        while get(address, "/readyz").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.unwrap();
+    let cluster = get(address, "/v1/cluster").await.json();
+    assert_eq!(
+        (&cluster["nodes"][0]["state"], &cluster["problems"]),
+        (&json!("up"), &json!([])),
+        "{cluster}"
+    );
+    assert!(cluster["nodes"][0]["since_ms"].as_u64().is_some_and(|since| since > 0), "{cluster}");
+    // The primary answers, and has no other replica.
+    let shard = &cluster["shards"][0];
+    assert_eq!((&shard["primary"], &shard["lags"]), (&json!(1), &json!([])), "{cluster}");
+    assert!(shard["last"].as_u64().is_some_and(|last| last > 0), "{cluster}");
+    let metrics = get(address, "/metrics").await.body;
+    for line in [
+        "stead_cluster_control_leader 1",
+        "stead_cluster_shards_without_primary 0",
+        "stead_cluster_problems 0",
+        "stead_cluster_nodes{state=\"up\"} 1",
+        "stead_cluster_nodes{state=\"failed\"} 0",
+    ] {
+        assert!(metrics.lines().any(|metric| metric == line), "{line} is missing: {metrics}");
+    }
+}
+
+#[tokio::test]
 async fn the_error_of_a_service_is_embedded() {
     let (server, _node, _dir) = start(Limits::default());
     assert_eq!(call(server.address(), "", r#"{"Fill":3}"#).await.body, "3");

@@ -236,10 +236,13 @@ impl<E: Env> Worker<E> {
             *is_touched = false;
             if replica.replica().id() == ReplicaId::NONE {
                 *reported = None;
+                shared.replicated.set_serves(replica.shard_id(), None);
                 continue;
             }
             let report = report(replica);
             if reported.as_ref() != Some(&report) {
+                let serves = report.leads.filter(|epoch| *epoch <= report.active);
+                shared.replicated.set_serves(report.shard, serves);
                 *reported = Some(report.clone());
                 self.news.reports.push(report);
             }

@@ -10,9 +10,10 @@ pub use builder::{NodeBuilder, ServiceOptions};
 pub use dead_letters::{DeadLetterCursor, DeadLetterInfo, DeadLetterPage};
 pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
 pub use stead_node::{
-    CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
-    CopyReport, CopyStatus, FailedCheck, LogStatus, MemoryStatus, Metrics, NotReady, RecoveryReport,
-    ServiceMetrics, ServiceStatus, ShardNotHere, ShardStatus, SkippedCheck, Status, StuckQuery, TaskStatus,
+    BackupStatus, CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport,
+    ClockStatus, CopyReport, CopyStatus, FailedCheck, LogStatus, MemoryStatus, Metrics, NotReady,
+    RecoveryReport, ServiceMetrics, ServiceStatus, ShardNotHere, ShardStatus, SkippedCheck, Status,
+    StuckQuery, TaskStatus,
 };
 
 use crate::client::{BlockingClient, Client, block_on};

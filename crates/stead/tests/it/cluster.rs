@@ -5,7 +5,9 @@ use crate::services::{Account, Ask, Look, builder, key};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
-use stead::{DialChange, EnterError, Node, NodeBuilder, OpenError, OperateError, ShardPlaces};
+use stead::{
+    DialChange, EnterError, Node, NodeBuilder, NodeState, NotReady, OpenError, OperateError, ShardPlaces,
+};
 
 fn any() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
@@ -88,6 +90,11 @@ fn operators_see_the_cluster_change_a_dial_and_begin_an_epoch() {
     assert_eq!((status.node, status.nodes[0].primaries), (2, status.shards.len() as u32));
     let (service, shard) = (status.services[0].service.clone(), &status.shards[0]);
     assert_eq!((status.services[0].replicas, shard.primary), (1, Some(1)));
+    // What only the other node knows is there as well.
+    assert!(status.nodes.iter().all(|node| node.state == NodeState::Up && node.since_ms.is_some()));
+    assert!(shard.last.is_some(), "{shard:?}");
+    let next: Vec<_> = status.problems.iter().map(|problem| problem.next.clone()).collect();
+    assert_eq!(next, [format!("stead service set {service} --replicas 2")]);
 
     let change = DialChange { max_lag: Some(Duration::from_secs(3)), ..DialChange::default() };
     assert_eq!(cluster.set_dial(&service, change, PATIENCE).unwrap().max_lag_ms, 3_000);
@@ -138,6 +145,10 @@ fn any_node_answers_also_once_the_primary_is_killed() {
         let balances = clients.each_ref().map(|client| client.call::<Account>(account, Ask::Deposit(7)));
         assert_eq!(balances, [Ok(7), Ok(14), Ok(21)], "{account}");
     }
+    let whole = nodes[0].cluster().unwrap().status();
+    assert_eq!(whole.problems, []);
+    assert!(whole.shards.iter().all(|shard| shard.lags.len() == 2), "{whole:?}");
+    nodes.iter().for_each(|node| assert_eq!(node.readiness(), Ok(())));
     let [killed, left @ ..] = nodes;
     killed.kill();
     for account in &accounts {
@@ -146,4 +157,23 @@ fn any_node_answers_also_once_the_primary_is_killed() {
     }
     let failovers = left[0].cluster().unwrap().status().failovers;
     assert!(failovers.iter().any(|failover| failover.is_failure && !failover.may_have_lost), "{failovers:?}");
+    for node in &left {
+        await_some("the shards serve clients of both", || node.readiness().ok());
+        let cluster = node.cluster().unwrap();
+        let seen: u64 = cluster.failovers_seen().values().sum();
+        assert_eq!(seen, failovers.len() as u64);
+        await_some("both see the failed node, and the next step", || {
+            let status = cluster.status();
+            let is_failed = status.nodes[0].state == NodeState::Failed && status.nodes[0].cause.is_some();
+            let next = status.problems.iter().any(|problem| problem.next.starts_with("start it again"));
+            (is_failed && next).then_some(())
+        });
+    }
+    let [last, second] = left;
+    second.kill();
+    // Its shards have no majority any more.
+    await_some("the last node is not ready", || match last.readiness() {
+        Err(NotReady::Shards { active, shards }) if active < shards => Some(()),
+        _ => None,
+    });
 }

@@ -188,7 +188,7 @@ pub fn enter(
         let newest = membership.plane.newest();
         match step {
             Ok(None) => {
-                let replicas = replicas_of(&newest.state, membership.node);
+                let replicas = newest.state.replicas_on(membership.node);
                 dir.update(|meta| meta.services = ServiceMeta::all_of(newest.state.topology()))?;
                 return Ok(Entered { dir, created, replicas, membership });
             }
@@ -200,17 +200,6 @@ pub fn enter(
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Returns the replicas that are placed on a node.
-fn replicas_of(state: &ControlState, node: NodeId) -> BTreeMap<ShardId, ReplicaId> {
-    let shards = state.shards().filter_map(|(shard, record)| {
-        let mut here = record.replicas().iter().filter(|(_, placed)| {
-            placed.node == node && placed.stage != stead_core::control::shard::Stage::Released
-        });
-        here.next().map(|(replica, _)| (shard, *replica))
-    });
-    shards.collect()
 }
 
 /// Opens the data directory. One that is empty is made, with the identity of the cluster that this node joins or founds.

@@ -381,7 +381,7 @@ impl Watched {
             (attempt.wish.is_forced, self.wanted) = (true, None);
         }
         if self.attempt.is_none() {
-            let wish = self.failure(view, shard);
+            let wish = self.failure(view, id, shard);
             let wish = wish.or_else(|| self.take_wanted(view, &outgoing.loads, id, shard));
             if let Some(wish) = wish.or_else(|| self.change(view, &outgoing.loads, id, shard)) {
                 self.attempt = Some(Attempt::new(view.now, self.floor.max(newest).next(), wish));
@@ -413,7 +413,7 @@ impl Watched {
     }
 
     /// Returns a reason for which the newest epoch cannot go on.
-    fn failure(&self, view: View<'_>, shard: &ShardRecord) -> Option<Wish> {
+    fn failure(&self, view: View<'_>, id: ShardId, shard: &ShardRecord) -> Option<Wish> {
         let record = shard.history().newest();
         let (epoch, primary) = (record.config.epoch(), record.config.primary());
         let Some(node) = view.node_of(shard, primary) else { return Some(Wish::of(Cause::DiskLost)) };
@@ -433,11 +433,13 @@ impl Watched {
         if self.cannot_lead >= epoch || !leads && waited > view.settings.lead {
             return Some(Wish::of(Cause::NotLed));
         }
-        // Members that are gone for long keep the epoch from becoming active: it goes on without them.
+        // Members that are gone keep the epoch from becoming active: it goes on without them.
         let well = record.config.members().iter().filter(|member| view.is_well(shard, **member)).count();
         let is_short = !self.is_active(shard) && well < record.config.commit_quorum();
+        let is_due = is_short && waited > view.settings.propose_again;
         let gone = record.config.members().iter().any(|member| self.is_gone(view, shard, *member));
-        (is_short && gone && waited > view.settings.propose_again).then(|| Wish::of(Cause::Moved))
+        let goes_on = is_due && gone && self.without_gone(view, id, shard).is_some();
+        goes_on.then(|| Wish::of(Cause::Moved))
     }
 
     /// Takes what an operator or the balance of loads asked for.
@@ -468,9 +470,10 @@ impl Watched {
         well.min_by_key(|member| (view.node_of(shard, *member).map(|node| loads.of(node).primaries), *member))
     }
 
-    /// Whether a replica's node has failed for so long that the replica is to be replaced.
+    /// Whether a replica is to be replaced: its data are lost, or its node has failed for long.
     fn is_gone(&self, view: View<'_>, shard: &ShardRecord, replica: ReplicaId) -> bool {
-        let failed = view.node_of(shard, replica).and_then(|node| view.health.failed(node));
+        let Some(node) = view.node_of(shard, replica) else { return true };
+        let failed = view.health.failed(node);
         failed.is_some_and(|(_, since)| view.now.steady.since(since) >= view.settings.replace_after)
     }
 
@@ -481,8 +484,7 @@ impl Watched {
 
     /// Whether a replica is one that is to stay.
     fn stays(&self, view: View<'_>, shard: &ShardRecord, replica: ReplicaId) -> bool {
-        let is_usable = view.node_of(shard, replica).is_some();
-        is_usable && !self.is_gone(view, shard, replica) && !Self::is_leaving(view, shard, replica)
+        !self.is_gone(view, shard, replica) && !Self::is_leaving(view, shard, replica)
     }
 
     /// Returns a change of the members or the dial that is due.
@@ -645,7 +647,7 @@ impl Watched {
         }
         if attempt.drops_gone {
             // Anew each time: one that was gone may have returned, and another one not.
-            self.drop_gone(view, id, shard, &mut attempt.wish);
+            attempt.wish.members = self.without_gone(view, id, shard);
         }
         let lease = attempt.lease(view, shard);
         for replica in attempt.ask(view, shard) {
@@ -673,14 +675,18 @@ impl Watched {
         self.attempt = Some(attempt);
     }
 
-    /// Goes on without members that are gone for long, as far as the dial allows it: one that names a number of acks is not weakened.
-    fn drop_gone(&self, view: View<'_>, id: ShardId, shard: &ShardRecord, wish: &mut Wish) {
-        let members = shard.history().newest().config.members().iter().copied();
-        let left: Vec<ReplicaId> = members.filter(|member| !self.is_gone(view, shard, *member)).collect();
+    /// Returns the members without those that are gone, as far as the dial allows it: one that names a number of acks is not weakened
+    /// while those may return. Data that are lost do not.
+    fn without_gone(&self, view: View<'_>, id: ShardId, shard: &ShardRecord) -> Option<Vec<ReplicaId>> {
+        let config = &shard.history().newest().config;
+        let members =
+            config.members().iter().copied().filter(|member| view.node_of(shard, *member).is_some());
+        let (gone, left): (Vec<ReplicaId>, Vec<ReplicaId>) =
+            members.partition(|member| self.is_gone(view, shard, *member));
         let is_allowed = match view.state.dial_of(id).map(|dial| dial.acks) {
-            Some(Acks::Count(count)) => left.len() >= usize::from(count),
-            Some(Acks::Majority) | None => !left.is_empty(),
+            Some(Acks::Count(count)) if !gone.is_empty() => left.len() >= usize::from(count),
+            _ => !left.is_empty(),
         };
-        wish.members = is_allowed.then_some(left);
+        is_allowed.then_some(left)
     }
 }

@@ -521,6 +521,26 @@ fn a_replica_that_forgot_what_it_acknowledged_is_replaced_by_a_new_one_on_its_no
 }
 
 #[test]
+fn an_epoch_that_names_a_member_whose_data_are_lost_does_not_have_to_become_active() {
+    for acks in [Acks::Count(2), Acks::Majority] {
+        let mut fake = Fake::new(2);
+        let two = dial(2, acks);
+        fake.create(1, two);
+        let leader = fake.leader(0);
+        let other = if leader == A { B } else { A };
+        // The other node is away while the primary's begins another epoch, and then returns with a new disk.
+        fake.kill(other);
+        fake.restart(leader, DiskState::Whole);
+        let epoch = |fake: &Fake| fake.state.shard(ShardId(0)).unwrap().history().newest().config.epoch();
+        fake.run_until(|fake| epoch(fake) > Epoch(1));
+        assert!(!fake.is_settled(), "two are needed");
+        fake.restart(other, DiskState::Lost);
+        fake.run_until(|fake| fake.members(0) == BTreeSet::from([A, B]) && fake.is_settled());
+        assert_eq!(fake.state.dials()[0], two);
+    }
+}
+
+#[test]
 fn a_node_that_is_to_leave_goes_when_its_replicas_have_moved() {
     let mut fake = Fake::new(4);
     fake.create(4, THREE);

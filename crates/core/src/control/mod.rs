@@ -37,7 +37,7 @@ pub use command::{Command, Outcome, Refusal, ShardChange, ShardCommand};
 use dial::Dial;
 use failover::Failover;
 use node::NodeRecord;
-use shard::{ReplicaRecord, ShardRecord};
+use shard::{ReplicaRecord, ShardRecord, Stage};
 use std::collections::{BTreeMap, VecDeque};
 use thiserror::Error;
 
@@ -178,6 +178,19 @@ impl ControlState {
         self.nodes.get(&replica.node).is_none_or(|node| node.disk != replica.disk)
     }
 
+    /// Returns the replicas on a node that may take part, by shard: none of an earlier disk (rule 3).
+    #[must_use]
+    pub fn replicas_on(&self, node: NodeId) -> BTreeMap<ShardId, ReplicaId> {
+        let is_there = |placed: &ReplicaRecord| {
+            placed.node == node && placed.stage != Stage::Released && !self.is_lost(placed)
+        };
+        let on_it = self.shards().filter_map(|(shard, record)| {
+            let mut here = record.replicas().iter().filter(|(_, placed)| is_there(placed));
+            here.next().map(|(replica, _)| (shard, *replica))
+        });
+        on_it.collect()
+    }
+
     /// Whether a life of a replica's process is proven dead.
     #[must_use]
     pub fn is_dead(&self, shard: &ShardRecord, replica: ReplicaId, life: Life) -> bool {
@@ -212,7 +225,7 @@ impl ControlState {
             let members = shard.history().records().iter().flat_map(|record| record.config.members());
             for member in members {
                 match shard.replicas().get(member) {
-                    Some(placed) if placed.stage == shard::Stage::Member => {}
+                    Some(placed) if placed.stage == Stage::Member => {}
                     _ => return fail("a member of an epoch is not placed as one"),
                 }
             }

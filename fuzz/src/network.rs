@@ -200,6 +200,7 @@ pub(crate) fn sample_messages() -> Vec<u8> {
         },
         ReplicaFrame::Ack { epoch, upto: Index(7) },
         ReplicaFrame::Diverged { epoch, table },
+        ReplicaFrame::Acked { epoch, upto: LogPoint { epoch: Epoch(2), index: Index(5) } },
         ReplicaFrame::Refuse { epoch, promised: Epoch(4) },
         ReplicaFrame::Ask(Ask { epoch, round: Round(3), lease: Micros(9), fresh }),
         ReplicaFrame::Ask(Ask { epoch, round: Round(3), lease: Micros(9), fresh: None }),

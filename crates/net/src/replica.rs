@@ -14,6 +14,7 @@
 //! | 8 received | epoch and index of the same (8, 8), bytes of the snapshot that arrived in order (8) |
 //! | 9, 10 | messages between two shards: see [`crate::channel`] |
 //! | 11, 12 | forwarded calls: see [`crate::forward`] |
+//! | 13 acked | epoch and index of an entry (8, 8) |
 //!
 //! Entries follow each other, so that their indexes are not sent. No length is believed before the bytes are there: the section has them
 //! all, and its frame's checksum was right. What is decoded may still be hostile; the protocol's own checks are those of its receiver.
@@ -39,6 +40,7 @@ const ASK: u8 = 5;
 const CONFIRM: u8 = 6;
 const CHUNK: u8 = 7;
 const RECEIVED: u8 = 8;
+const ACKED: u8 = 13;
 
 /// Bytes of an append before its entries.
 const APPEND_HEAD: usize = 1 + 3 * 8 + 2 * 4;
@@ -166,6 +168,9 @@ pub fn write_frame(payload: &mut PayloadWriter, route: Route, frame: &Frame) {
             payload.write(&[DIVERGED]);
             payload.write(&table);
         }
+        Frame::Acked { epoch, upto } => {
+            write_plain(payload, route.at(*epoch), ACKED, &[upto.epoch.0, upto.index.0]);
+        }
         Frame::Refuse { epoch, promised } => write_plain(payload, route.at(*epoch), REFUSE, &[promised.0]),
         Frame::Ask(Ask { epoch, round, lease, fresh }) => {
             section(payload, *epoch, if fresh.is_some() { 42 } else { 18 });
@@ -267,6 +272,8 @@ pub fn read_message(section: &Section) -> Result<Message, MessageError> {
         RECEIVED => numbers(body).and_then(|[of, at, bytes]| {
             Ok(Message::Received(Received { epoch, base: point(of, at)?, bytes }))
         }),
+        ACKED => numbers(body)
+            .and_then(|[of, at]| Ok(Message::Frame(Frame::Acked { epoch, upto: point(of, at)? }))),
         channel::DELIVER => channel::read_deliver(section, body).map(Message::Deliver),
         channel::TAKEN => channel::read_taken(section, body).map(Message::Taken),
         forward::CALL => forward::read_call(section).map(Message::Call),

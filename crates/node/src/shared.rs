@@ -306,8 +306,8 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// Notes that a call did not leave for a node.
-    pub(crate) fn not_sent(&self, node: NodeId, shard: ShardId, id: CallId) {
+    /// Notes that a call did not leave for a node, to which there is no connection.
+    pub fn not_sent(&self, node: NodeId, shard: ShardId, id: CallId) {
         self.inboxes[self.worker_of(shard)].push(Command::Forwarded(forward::News::Unsent(node, id.number)));
     }
 

@@ -4,9 +4,10 @@
 //! epoch that it does not have refuses it, and the sender waits for a newer state.
 
 use super::ControlState;
+use super::dial::Dial;
 use super::node::NodeRecord;
 use super::shard::{ReplicaRecord, ShardRecord, Stage};
-use crate::ids::{DiskNumber, Epoch, Life, NodeId, ReplicaId, ShardId};
+use crate::ids::{DiskNumber, Epoch, Life, Micros, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 
 /// The route to a node.
@@ -28,16 +29,18 @@ pub struct ShardRoute {
     pub primary: ReplicaId,
     /// The node of each replica, learners included, but for those that are lost or to be deleted.
     pub replicas: BTreeMap<ReplicaId, NodeId>,
+    /// The greatest age of an answer that is read at a backup: that of the dial.
+    pub max_lag: Micros,
 }
 
 impl ShardRoute {
-    fn new(state: &ControlState, shard: &ShardRecord) -> Self {
+    fn new(state: &ControlState, shard: &ShardRecord, max_lag: Micros) -> Self {
         let config = &shard.history().newest().config;
         let is_there = |(_, placed): &(&ReplicaId, &ReplicaRecord)| {
             placed.stage != Stage::Released && !state.is_lost(placed)
         };
         let replicas = shard.replicas().iter().filter(is_there).map(|(id, placed)| (*id, placed.node));
-        Self { epoch: config.epoch(), primary: config.primary(), replicas: replicas.collect() }
+        Self { epoch: config.epoch(), primary: config.primary(), replicas: replicas.collect(), max_lag }
     }
 
     /// Returns the node of the primary; `None` if that replica is lost, until a failover is over.
@@ -86,10 +89,13 @@ impl Directory {
         }
         for (id, shard) in state.shards() {
             let known = self.shards.get_mut(id.0 as usize);
-            if are_same && known.as_ref().is_some_and(|entry| entry.record == shard.version()) {
+            let max_lag = state.dial_of(id).map_or(Dial::default().max_lag, |dial| dial.max_lag);
+            let is_same =
+                |entry: &&mut Entry| entry.record == shard.version() && entry.route.max_lag == max_lag;
+            if are_same && known.as_ref().is_some_and(is_same) {
                 continue;
             }
-            let route = ShardRoute::new(state, shard);
+            let route = ShardRoute::new(state, shard, max_lag);
             match known {
                 Some(entry) => {
                     entry.record = shard.version();

@@ -397,6 +397,14 @@ impl Replica {
         }
     }
 
+    /// Whether this replica lacks what it acknowledged up to an entry, as the primary of an epoch reports it: its disk is another one, or
+    /// an older copy (rule 18). In the same epoch nothing that was acknowledged is cut; in a higher one it may have been.
+    #[must_use]
+    pub fn lacks(&self, epoch: Epoch, upto: LogPoint) -> bool {
+        let has = upto.index <= self.table.base().index || self.table.has(upto);
+        self.promised < epoch || self.promised == epoch && !has
+    }
+
     /// Handles that the log was trimmed up to `base`, which a durable snapshot of this replica covers. Old reports change nothing.
     ///
     /// # Panics
@@ -707,6 +715,18 @@ mod tests {
         assert_eq!(replica, before, "nothing was taken");
         append(&mut replica, 4, at(0, 0), 0, &[1, 4]).expect("the primary of a higher epoch may cut");
         assert_eq!(replica.table().last(), at(4, 2));
+    }
+
+    #[test]
+    fn a_replica_lacks_what_it_acknowledged_unless_it_was_cut_since() {
+        let (log, trimmed) = (replica(at(0, 0), &[1, 1, 3]), replica(at(3, 3), &[]));
+        for replica in [&log, &trimmed] {
+            assert!(!replica.lacks(Epoch(3), at(1, 2)) && !replica.lacks(Epoch(3), at(3, 3)));
+            assert!(replica.lacks(Epoch(3), at(3, 4)), "an entry is missing");
+            assert!(replica.lacks(Epoch(4), at(1, 2)), "the promise is missing");
+            assert!(!replica.lacks(Epoch(2), at(2, 9)), "a higher epoch may have cut it");
+        }
+        assert!(log.lacks(Epoch(3), at(2, 2)), "another entry is there");
     }
 
     #[test]

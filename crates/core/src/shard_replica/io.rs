@@ -69,6 +69,14 @@ pub enum Frame {
         /// The sender's log.
         table: EpochTable,
     },
+    /// The receiver has acknowledged the entries up to this one in the epoch that the sender leads: a connection begins with that
+    /// (rule 18).
+    Acked {
+        /// The epoch.
+        epoch: Epoch,
+        /// The entry.
+        upto: LogPoint,
+    },
     /// The sender takes part in no epoch below `promised`.
     Refuse {
         /// The refused epoch.
@@ -260,6 +268,12 @@ pub enum Effect {
     /// The log holds an entry that does not follow from the state: the entry or the state is damaged. From now on the replica handles
     /// nothing; stop it, and bring its node back as a new replica.
     Unusable(Misfit),
+    /// This replica lacks what it acknowledged: its disk is another one, or an older copy. From now on it handles nothing; bring its node
+    /// back as a new replica (rule 3). Repeated whenever something is asked of it, without the entry.
+    Void {
+        /// The entry that it acknowledged.
+        lacks: Option<LogPoint>,
+    },
     /// A frame contradicts what is committed here, and is taken for invalid. If the control plane confirms its epoch, and that an
     /// operator gave up what this replica holds, then the replica has to be given up as well.
     GivenUp {

@@ -96,11 +96,12 @@ impl Leading {
         self.streams.values().filter_map(Stream::snapshot).min_by_key(|base| base.index)
     }
 
-    pub(super) fn handle_connected(&mut self, peer: ReplicaId) {
-        if let Some(stream) = self.streams.get_mut(&peer) {
-            stream.handle_connected();
-            self.uninformed.insert(peer);
-        }
+    /// Handles that the connection to a peer is new. Returns the index up to which it has acknowledged the log; 0 if it has not.
+    pub(super) fn handle_connected(&mut self, peer: ReplicaId) -> Index {
+        let Some(stream) = self.streams.get_mut(&peer) else { return Index(0) };
+        stream.handle_connected();
+        self.uninformed.insert(peer);
+        stream.acked()
     }
 
     pub(super) fn handle_snapshot_sent(&mut self, to: ReplicaId, base: LogPoint) {
@@ -316,7 +317,9 @@ impl ShardReplica {
                 self.release(now, handler, out);
             }
             Frame::Ack { .. } | Frame::Refuse { .. } | Frame::Confirm { .. } => {}
-            Frame::Append { .. } | Frame::Ask(_) => unreachable!("these are no answers"),
+            Frame::Append { .. } | Frame::Ask(_) | Frame::Acked { .. } => {
+                unreachable!("these are no answers")
+            }
         }
     }
 

@@ -68,7 +68,7 @@ pub struct ShardReplica {
     is_clean: bool,
     /// The shard is held when it begins, whatever it has met itself.
     is_held: bool,
-    /// An entry did not follow from the state.
+    /// An entry did not follow from the state, or one is missing that was acknowledged.
     is_unusable: bool,
     /// The last entry that the state held when its age was last reported.
     applied: Index,
@@ -154,6 +154,13 @@ impl ShardReplica {
     #[must_use]
     pub fn max_lag(&self) -> Micros {
         self.settings.max_lag
+    }
+
+    /// Sets [`ReplicaSettings::max_lag`] by a newer dial. A primary's comes with its record ([`Input::Lead`]), and stays.
+    pub fn follow_dial(&mut self, max_lag: Micros) {
+        if self.replica.leads().is_none() {
+            self.set_max_lag(max_lag);
+        }
     }
 
     fn set_max_lag(&mut self, max_lag: Micros) {
@@ -266,6 +273,10 @@ impl ShardReplica {
     pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Watched, out: &mut Effects) {
         assert!(out.is_empty(), "the effects of an input are performed before the next one");
         if self.is_unusable {
+            // The report may have been lost.
+            if matches!(input, Input::Seal(_) | Input::Connected(_)) {
+                out.replica.push(Effect::Void { lacks: None });
+            }
             return;
         }
         self.handle_input(now, input, handler, out);
@@ -338,10 +349,22 @@ impl ShardReplica {
                 self.note_primary(ask.epoch, from);
                 self.replica.handle_ask(now.steady, ask, &mut actions);
             }
+            Input::Frame { frame: Frame::Acked { epoch, upto }, .. } => {
+                if self.replica.lacks(epoch, upto) {
+                    self.is_unusable = true;
+                    out.replica.push(Effect::Void { lacks: Some(upto) });
+                }
+                return;
+            }
             Input::Frame { from, frame } => return self.handle_answer(now, from, frame, handler, out),
             Input::Connected(peer) => {
                 if let Role::Leads(leading) = &mut self.role {
-                    leading.handle_connected(peer);
+                    let acked = leading.handle_connected(peer);
+                    let epoch = leading.epoch();
+                    if let Some(of) = self.replica.table().epoch_at(acked).filter(|_| acked > Index(0)) {
+                        let upto = LogPoint { epoch: of, index: acked };
+                        out.replica.push(Effect::Send { to: peer, frame: Frame::Acked { epoch, upto } });
+                    }
                 } else if let Some((epoch, _)) = self.primary.filter(|(_, primary)| *primary == peer) {
                     // The answers to its frames, for which it waits, may be lost: this one makes it send again.
                     let table = self.replica.table().clone();

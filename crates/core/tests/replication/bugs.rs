@@ -42,6 +42,9 @@ pub(crate) enum Bug {
     SpeculativeRead,
     /// A primary's W is another one than the record's (section 1 of the design).
     AcksChange,
+    /// A primary does not report what a replica has acknowledged when a connection begins (rule 18). An older disk that the control
+    /// plane cannot see is not drawn: a script has it.
+    AckedUnsaid,
 }
 
 impl Bug {

@@ -116,6 +116,13 @@ fn a_seal_that_is_not_durable_is_caught() {
 }
 
 #[test]
+fn a_disk_that_lacks_what_it_acknowledged_takes_part_in_nothing() {
+    World::older_disk(None).unwrap();
+    let found = World::older_disk(Some(Bug::AckedUnsaid)).unwrap_err();
+    assert!(found.starts_with("[2] "), "{found}");
+}
+
+#[test]
 fn a_primary_whose_backups_lag_refuses_clients_until_they_have_caught_up() {
     World::lagging_backups().unwrap();
 }

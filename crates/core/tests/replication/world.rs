@@ -263,7 +263,6 @@ impl World {
                 is_up: false,
                 start: start_id(0),
                 disk: DiskState::Whole,
-                learners: (Epoch(0), Vec::new()),
                 life: Life(0),
                 durable: Vec::new(),
                 written: VecDeque::new(),
@@ -530,6 +529,10 @@ impl World {
                 self.send(id, to, Message::Snapshot { epoch, base });
             }
             Effect::Unusable(misfit) => return Err(format!("[14] {misfit}")),
+            Effect::Void { .. } if !self.is_scripted && !self.plane.void.contains(&id) => {
+                return Err(format!("[2] {id} lacks what it acknowledged"));
+            }
+            Effect::Void { .. } => self.send(id, CONTROL, Message::Fact(Fact::Void(SHARD, id))),
             Effect::GivenUp { epoch, .. } => {
                 return Err(format!("[2] {id} is to be given up, and no operator went on in epoch {epoch}"));
             }

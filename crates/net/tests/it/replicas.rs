@@ -173,7 +173,7 @@ fn draw(rng: &mut fastrand::Rng) -> Message {
     let epoch = Epoch(number(rng));
     let point = |rng: &mut fastrand::Rng| at(number(rng), number(rng));
     let mark = |rng: &mut fastrand::Rng| Mark { life: Life(rng.u64(..)), at: Time(rng.u64(..)) };
-    Message::Frame(match rng.u32(0..8) {
+    Message::Frame(match rng.u32(0..9) {
         0 => Frame::Ack { epoch, upto: Index(number(rng)) },
         1 => {
             let mut table = EpochTable::new(point(rng));
@@ -196,6 +196,7 @@ fn draw(rng: &mut fastrand::Rng) -> Message {
             return Message::Chunk(Chunk { epoch, base, total, offset, bytes: Bytes::from(bytes) });
         }
         6 => return Message::Received(Received { epoch, base: point(rng), bytes: rng.u64(..) }),
+        7 => Frame::Acked { epoch, upto: point(rng) },
         _ => {
             let before = point(rng);
             let entries = (1..=rng.u64(0..6)).map(|after| LogEntry {
@@ -504,6 +505,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         ("answered", answered(Outcome::Answer(Bytes::from_static(b"answer")))),
         ("not led", answered(Outcome::NotLed)),
         ("in doubt", answered(Outcome::InDoubt)),
+        ("acked", Message::Frame(Frame::Acked { epoch: Epoch(3), upto: at(1, 300) })),
     ];
     let mut text = String::new();
     for (name, message) in &messages {

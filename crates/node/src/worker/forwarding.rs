@@ -149,7 +149,7 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Follows routes that have changed: calls go on to the new primaries.
+    /// Follows routes that have changed: calls go on to the new primaries, and stale reads are bounded by the dials.
     pub(super) fn follow_routes(&mut self, now: Time, routes: Arc<Routes>) {
         let moved = |call: &Forwarded<Asker<E>>, node| {
             // One that may not be repeated still waits for the answer of the old one.
@@ -158,6 +158,11 @@ impl<E: Env> Worker<E> {
         let ends = self.forwarded.take_back(now, moved);
         assert!(ends.is_empty(), "only those that may be repeated were taken back");
         self.forwarded.wake(now, |_| true);
+        for slot in self.shards.iter_mut().filter(|slot| slot.is_replicated) {
+            if let Some(route) = routes.get(&slot.id) {
+                slot.replica.follow_dial(route.max_lag);
+            }
+        }
         self.routes = routes;
     }
 

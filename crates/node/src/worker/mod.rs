@@ -39,9 +39,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use stead_core::clock::Now;
 use stead_core::control::facts::ShardReport;
-use stead_core::ids::{CallToken, CheckpointNumber, Epoch, Micros, NodeId, ReplicaId, ShardId, Time};
+use stead_core::ids::{CallToken, CheckpointNumber, Epoch, Index, Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replication::epoch::EpochRecord;
+use stead_core::replication::replica::AppendHead;
 use stead_core::shard::{Input, Shard};
 use stead_core::shard_replica::{self, Effects, ShardReplica, Watched};
 use stead_core::shrink;
@@ -129,6 +130,8 @@ pub struct Worker<E: Env> {
     stored_data: Option<Arc<Stored>>,
     /// By slot, the state that is folded anew, with its number.
     rebuilds: BTreeMap<u32, (u64, Rebuild)>,
+    /// Reads of entries for peers that wait until the log has written these: the slot, its replica, and what is read.
+    unread: Vec<(u32, ReplicaId, (ReplicaId, AppendHead, Index))>,
     /// News for the control plane.
     news: ControlNews,
     /// The slots whose replicas are some of several and have handled inputs in this turn.
@@ -288,6 +291,7 @@ impl<E: Env> Worker<E> {
             peers: BTreeMap::new(),
             stored_data: None,
             rebuilds: BTreeMap::new(),
+            unread: Vec::new(),
             news: ControlNews::default(),
             replicated: Vec::new(),
             is_started: false,

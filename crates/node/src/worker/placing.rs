@@ -49,6 +49,7 @@ impl<E: Env> Worker<E> {
         self.replace(shared, now, slot, replica);
         if let Some(route) = self.routes.get(&shard) {
             let follow = Input::Follow { epoch: route.epoch, primary: route.primary };
+            self.shards[slot as usize].replica.follow_dial(route.max_lag);
             self.give_replica(shared, now, slot, follow);
         }
     }

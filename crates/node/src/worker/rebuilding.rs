@@ -50,9 +50,16 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Folds the next entries of each state that is folded anew; returns whether there is more to do at once.
+    /// Reads entries that the log had not written before, and folds the next ones of each state that is folded anew; returns whether there
+    /// is more to do at once.
     pub(super) fn rebuild(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let (mut busy, mut done) = (false, Vec::new());
+        for (slot, replica, (to, head, last)) in std::mem::take(&mut self.unread) {
+            if self.shards[slot as usize].replica.replica().id() == replica {
+                self.read_log(shared, slot, to, head, last);
+            }
+        }
+        busy |= !self.commands.is_empty();
         for (slot, (_, rebuild)) in &mut self.rebuilds {
             match rebuild.step() {
                 Ok(Progress::More) => busy = true,
@@ -83,13 +90,17 @@ impl<E: Env> Worker<E> {
         let stored = self.stored_data.as_ref().expect("only a replica of several has peers");
         let replica = &self.shards[slot as usize].replica;
         let (shard, table) = (replica.shard_id(), replica.replica().table().clone());
-        let own = replica.replica().id();
+        let (own, has_base) = (replica.replica().id(), table.base().index <= head.before.index);
         let mut reader = stored.log.log(shard, table, head.before.index.next(), last);
         let mut entries = Vec::new();
         loop {
             match reader.read(u64::MAX, &mut entries) {
                 Ok(Progress::More) => {}
                 Ok(Progress::Done) => break,
+                // The log has not written them yet: its report causes a turn.
+                Ok(Progress::Missing) if has_base && self.shards[slot as usize].appended > 0 => {
+                    return self.unread.push((slot, own, (to, head, last)));
+                }
                 // They were trimmed.
                 Ok(Progress::Missing) => {
                     entries.clear();

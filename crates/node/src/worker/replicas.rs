@@ -12,6 +12,7 @@ use stead_core::clock::Now;
 use stead_core::control::facts::{Fact, ShardReport};
 use stead_core::ids::{CallToken, Epoch, NodeId, ReplicaId, ShardId, Time};
 use stead_core::placement::Place;
+use stead_core::replication::table::LogPoint;
 use stead_core::shard;
 use stead_core::shard_replica::{Effect, Frame, Record, ShardReplica, Watched};
 use stead_core::trials::TrialKind;
@@ -94,6 +95,15 @@ impl<E: Env> Worker<E> {
                     events::error(format_args!(
                         "shard {shard}: replica {own} is damaged and handles nothing any more: {misfit}"
                     ));
+                    self.news.facts.push(Fact::Void(shard, own));
+                }
+                Effect::Void { lacks } => {
+                    if let Some(LogPoint { epoch, index }) = lacks {
+                        events::error(format_args!(
+                            "shard {shard}: replica {own} lacks entry {index} of epoch {epoch}, which it acknowledged, and handles \
+                             nothing any more: the data directory is an older copy; restore no single node's directory from a backup"
+                        ));
+                    }
                     self.news.facts.push(Fact::Void(shard, own));
                 }
                 Effect::GivenUp { from, epoch } => {

@@ -4,7 +4,7 @@
 use super::node::NONE;
 use super::{CONTROL, LEASE, Message, SETTINGS, SHARD, World};
 use crate::bugs::Bug;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::command::{ShardChange, ShardCommand, ShardStart};
@@ -62,8 +62,9 @@ pub(super) struct Plane {
     proposals: Vec<Command>,
     /// Until then there is no leader.
     away: Time,
-    /// The answers to the seals of a script.
+    /// The answers to the seals of a script, and the replicas that lack what they acknowledged.
     pub(super) seals: BTreeMap<ReplicaId, SealAnswer>,
+    pub(super) void: BTreeSet<ReplicaId>,
 }
 
 impl Plane {
@@ -90,6 +91,7 @@ impl Plane {
             proposals: Vec::new(),
             away: Time(0),
             seals: BTreeMap::new(),
+            void: BTreeSet::new(),
         }
     }
 
@@ -265,6 +267,9 @@ impl World {
         if let (true, Fact::Sealed(_, answer)) = (self.is_scripted, fact) {
             self.plane.seals.insert(answer.replica, answer.clone());
         }
+        if let Fact::Void(_, replica) = fact {
+            self.plane.void.insert(*replica);
+        }
         if self.now < self.plane.away {
             return;
         }
@@ -323,26 +328,15 @@ impl World {
         });
         let shard = node.replica.as_ref().map(|replica| {
             let leads = replica.replica().leads();
-            let learners = match &node.learners {
-                (epoch, learners) if leads == Some(*epoch) => learners.clone(),
-                _ => Vec::new(),
-            };
-            let commit = replica.replica().commit();
-            let epoch = replica.replica().table().epoch_at(commit);
-            let has = |learner: &ReplicaId| {
-                let learner = self.at(*learner).and_then(|at| self.nodes[at].replica.as_ref());
-                learner.is_some_and(|learner| {
-                    epoch.is_some() && learner.replica().table().epoch_at(commit) == epoch
-                })
-            };
+            let learners: Vec<(ReplicaId, bool)> = replica.learners().collect();
             ShardReport {
                 shard: SHARD,
                 replica: node.id,
                 promised: replica.replica().promised(),
                 active: replica.replica().active(),
                 leads,
-                caught_up: learners.iter().copied().filter(has).collect(),
-                learners,
+                caught_up: learners.iter().filter(|(_, is_close)| *is_close).map(|(id, _)| *id).collect(),
+                learners: learners.into_iter().map(|(id, _)| id).collect(),
                 max_lag: leads.map(|_| replica.max_lag()),
             }
         });

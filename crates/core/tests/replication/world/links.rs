@@ -34,6 +34,9 @@ impl World {
             self.broken.extend(link);
             return Ok(());
         }
+        if let (Some(Bug::AckedUnsaid), Message::Frame(Frame::Acked { .. })) = (self.bug, &message) {
+            return Ok(());
+        }
         match message {
             Message::Fact(fact) => self.handle_fact(&fact),
             Message::Delete(id) => {
@@ -81,20 +84,8 @@ impl World {
                         if self.bug == Some(Bug::LossUnannounced) {
                             record.losses = Losses::default();
                         }
-                        let (node, epoch) = (&mut self.nodes[at], record.config.epoch());
+                        let epoch = record.config.epoch();
                         self.records.entry(epoch).or_insert_with(|| EpochRecord::clone(&record));
-                        let leads = node.replica.as_ref().unwrap().replica().leads();
-                        if leads != Some(epoch) {
-                            // An order of an older epoch may come late.
-                            if epoch >= node.learners.0 {
-                                node.learners = (epoch, learners.clone());
-                            }
-                        } else if learners.iter().any(|learner| !node.learners.1.contains(learner)) {
-                            // A new epoch must not lose them.
-                            let (to, is_forced) = (None, false);
-                            let fact = Fact::Failover { shard: SHARD, to, is_forced };
-                            self.send(NONE, CONTROL, Message::Fact(fact));
-                        }
                         Input::Lead { record, learners, max_lag: SETTINGS.max_lag }
                     }
                     Message::Delete(_) | Message::Fact(_) => unreachable!("handled above"),

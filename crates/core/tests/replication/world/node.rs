@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use stead_core::blob::Blob;
 use stead_core::control::node::{DiskState, StartId};
-use stead_core::ids::{Epoch, Index, Life, ReplicaId};
+use stead_core::ids::{Index, Life, ReplicaId};
 use stead_core::replication::table::LogPoint;
 use stead_core::shard;
 use stead_core::shard_replica::{Effects, Input, LogEntry, Record, ShardReplica};
@@ -63,8 +63,6 @@ pub(super) struct Node {
     pub(super) start: StartId,
     /// The state of its disk, as long as the control plane does not know it.
     pub(super) disk: DiskState,
-    /// The learners of the epoch that it leads.
-    pub(super) learners: (Epoch, Vec<ReplicaId>),
     pub(super) durable: Vec<Record>,
     pub(super) written: VecDeque<Batch>,
     /// The index of its newest snapshot.

@@ -8,7 +8,7 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::ids::{Epoch, Micros, ReplicaId};
 use stead_core::replication::epoch::Seal;
 use stead_core::shard::Settings;
-use stead_core::shard_replica::Input;
+use stead_core::shard_replica::{Frame, Input};
 
 impl World {
     /// All arrives and is handled, and these nodes sync what they write, until nothing is left to do.
@@ -69,6 +69,48 @@ impl World {
         world.settle(&[old, forgetful])?;
         assert_eq!(world.committed.len(), 2, "the old primary commits nothing");
 
+        world.is_scripted = false;
+        world.heal()
+    }
+
+    /// The disk of a backup is replaced by a copy of the same life, which lacks a committed entry and does not look like a copy. Then the
+    /// primary is away.
+    pub(crate) fn older_disk(bug: Option<Bug>) -> Result<(), String> {
+        let mut world = Self::with(Rng::with_seed(1), bug, 3, 3, 2);
+        (world.is_calm, world.is_scripted) = (true, true);
+        let (primary, older, spare) = (0, 1, 2);
+        world.settle(&[primary, older, spare])?;
+        world.now = world.now.plus(Micros(4 * Settings::default().suspect_for.0));
+        let copy = world.nodes[older].durable.clone();
+        world.write_to_first(&[primary, older])?;
+        assert_eq!((world.committed.len(), world.pending.len()), (2, 0), "two have it");
+        world.end(spare, 0);
+        world.end(older, 0);
+        world.nodes[older].durable = copy;
+        world.start(older);
+        world.start(spare);
+        world.connect_nodes(primary, older)?;
+        // What else the primary sends is lost.
+        world.wire.retain(|(_, _, message)| !matches!(message, Message::Frame(Frame::Append { .. })));
+        world.settle(&[older])?;
+        let is_void = world.plane.void.contains(&world.nodes[older].id);
+        assert_eq!(is_void, bug.is_none(), "it notices");
+
+        world.deaf = Some(primary);
+        world.cut.extend([(primary, older), (primary, spare)]);
+        for at in [older, spare] {
+            let seal = Seal { epoch: Epoch(2), lease: Micros(0) };
+            world.send(CONTROL, world.nodes[at].id, Message::Seal(seal));
+        }
+        world.settle(&[older, spare])?;
+        assert_eq!((world.is_sealed(older), world.is_sealed(spare)), (!is_void, true));
+        if !is_void {
+            let seals = std::mem::take(&mut world.plane.seals);
+            let members = vec![ReplicaId(2), ReplicaId(3)];
+            let config = EpochConfig::parse(Epoch(2), members, 2, ReplicaId(2)).unwrap();
+            world.take_over(config, seals.into_values().collect());
+            world.settle(&[older, spare])?;
+        }
         world.is_scripted = false;
         world.heal()
     }

@@ -23,6 +23,8 @@ use stead_store::snapshots::{SnapshotName, Snapshots};
 
 const SHARD: ShardId = ShardId(0);
 const NODES: [u32; 3] = [1, 2, 3];
+/// The age that the dial allows a stale read.
+const MAX_LAG: Micros = Micros::from_secs(10);
 
 /// Three nodes, of which some may have ended. Replica n is on node n, unless a test places others.
 struct Cluster {
@@ -248,14 +250,13 @@ impl Cluster {
         let (epoch, primary) = (Epoch(epoch), self.placed[&node]);
         let config = EpochConfig::parse(epoch, members, 2, primary).unwrap();
         let replicas = self.placed.iter().map(|(node, replica)| (*replica, NodeId(*node))).collect();
-        let route = ShardRoute { epoch, primary, replicas };
+        let route = ShardRoute { epoch, primary, replicas, max_lag: MAX_LAG };
         self.nodes.values().for_each(|node| node.shared.follow_routes([(SHARD, &route)]));
         self.route = Some(route);
         let (life, lease) = (Life(self.nodes[&node].shared.lives()), Micros(0));
         let (generation, losses) = (Generation(0), Losses::default());
         let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
-        let max_lag = Micros::from_secs(10);
-        self.give(node, shard_replica::Input::Lead { record, learners, max_lag });
+        self.give(node, shard_replica::Input::Lead { record, learners, max_lag: MAX_LAG });
     }
 
     fn reply_to(&self, node: u32, call: u32) -> ReplyTo<Noting> {
@@ -467,6 +468,7 @@ fn lagging() -> Cluster {
         epoch: Epoch(1),
         primary: ReplicaId(1),
         replicas: NODES.map(|node| (ReplicaId(node.into()), NodeId(node))).into(),
+        max_lag: MAX_LAG,
     };
     cluster.nodes[&3].shared.follow_routes([(SHARD, &route)]);
     cluster.connect(1, 3);
@@ -587,6 +589,12 @@ fn a_backup_answers_a_stale_read_with_its_age_and_forwards_others() {
     assert!((100_000..300_000).contains(&staleness.0), "{staleness}");
     let over = ask(&mut cluster, Read::Stale { max_lag: Some(Micros(1_000)) }).unwrap().result;
     assert!(matches!(over, Err(Refusal::TooStale(TooStale::Over { .. }))), "{over:?}");
+    let max_lag = Micros(1_000);
+    let route = ShardRoute { max_lag, ..cluster.route.clone().unwrap() };
+    cluster.nodes[&2].shared.follow_routes([(SHARD, &route)]);
+    let over = ask(&mut cluster, stale).unwrap().result;
+    let is_over = |over| matches!(over, TooStale::Over { max_lag: Micros(1_000), .. });
+    assert!(matches!(over, Err(Refusal::TooStale(why)) if is_over(why)), "the dial allows less now");
     let forwarded = ask(&mut cluster, Read::Linearizable).unwrap();
     assert_eq!(forwarded.result, Ok(Reply::Ok(Blob::from([1].as_slice()))));
     assert_eq!(forwarded.staleness, None, "the primary answered it");
@@ -621,7 +629,8 @@ fn a_replica_is_given_up_only_for_a_primary_that_the_control_plane_names() {
     };
     let follow = |cluster: &Cluster, epoch: u64, primary: u64| {
         let replicas = NODES.map(|node| (ReplicaId(node.into()), NodeId(node))).into();
-        let route = ShardRoute { epoch: Epoch(epoch), primary: ReplicaId(primary), replicas };
+        let (epoch, primary) = (Epoch(epoch), ReplicaId(primary));
+        let route = ShardRoute { epoch, primary, replicas, max_lag: MAX_LAG };
         cluster.nodes[&2].shared.follow_routes([(SHARD, &route)]);
     };
     let mut cluster = serving();

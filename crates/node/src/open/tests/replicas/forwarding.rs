@@ -33,7 +33,12 @@ impl Cluster {
     /// Names a primary to a node: that of an epoch which may not have begun.
     fn name_primary(&self, node: u32, epoch: u64, primary: u32) {
         let replicas = NODES.map(|node| (ReplicaId(node.into()), NodeId(node))).into();
-        let route = ShardRoute { epoch: Epoch(epoch), primary: ReplicaId(primary.into()), replicas };
+        let route = ShardRoute {
+            epoch: Epoch(epoch),
+            primary: ReplicaId(primary.into()),
+            replicas,
+            max_lag: MAX_LAG,
+        };
         self.nodes[&node].shared.follow_routes([(SHARD, &route)]);
     }
 

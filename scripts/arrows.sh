@@ -37,6 +37,7 @@ stead-node -> stead-core
 stead-node -> stead-net
 stead-node -> stead-store
 stead-sim -> stead-core
+stead-sim -> stead-net
 stead-sim -> stead-node
 stead-sim -> stead-store
 stead -> stead-cluster

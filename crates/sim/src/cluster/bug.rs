@@ -11,12 +11,19 @@ pub enum ClusterBug {
     MessagesBeforeLog,
     /// A message is given to its shard under the number of its successor.
     ShiftedSequence,
+    /// A call that is forwarded again has lost its identity.
+    ForwardedWithoutIdentity,
 }
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::StoredBeforeSync, Self::RetryWithoutIdentity, Self::MessagesBeforeLog, Self::ShiftedSequence];
+    pub const ALL: [Self; 5] = [
+        Self::StoredBeforeSync,
+        Self::RetryWithoutIdentity,
+        Self::MessagesBeforeLog,
+        Self::ShiftedSequence,
+        Self::ForwardedWithoutIdentity,
+    ];
 
     /// Returns its name on the command line.
     #[must_use]
@@ -26,6 +33,7 @@ impl ClusterBug {
             Self::RetryWithoutIdentity => "retry-without-identity",
             Self::MessagesBeforeLog => "messages-before-log",
             Self::ShiftedSequence => "shifted-sequence",
+            Self::ForwardedWithoutIdentity => "forwarded-without-identity",
         }
     }
 
@@ -34,10 +42,10 @@ impl ClusterBug {
     pub fn breaks(self) -> &'static [u8] {
         match self {
             // Of which entries are lost depends what is seen first: an epoch that begins again, another entry, a state, an answer.
-            Self::StoredBeforeSync => &[1, 2, 5, 6, 7, 8, 14],
-            Self::RetryWithoutIdentity => &[7],
+            Self::StoredBeforeSync => &[1, 2, 4, 5, 6, 7, 8, 14],
+            Self::RetryWithoutIdentity | Self::ForwardedWithoutIdentity => &[7],
             Self::MessagesBeforeLog => &[5],
-            Self::ShiftedSequence => &[8],
+            Self::ShiftedSequence => &[5, 8],
         }
     }
 }

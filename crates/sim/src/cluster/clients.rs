@@ -1,15 +1,19 @@
-//! The clients of a cluster: each has one call at a time, and sends it to one node after another until it is answered.
+//! The clients of a cluster: each has one write at a time, and sends it to one node after another until it is answered. Reads, and
+//! writes without an identity, are sent once.
 
-use super::env::{PROCESSES, SERVICE, called};
+use super::env::{PROCESSES, SERVICE, called, number_in};
+use super::judge::{Answered, Floor};
+use super::marks::{ClusterMark, ClusterMarks};
 use super::model::Model;
 use crate::violation::Violation;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Identity, Refusal, Request};
-use stead_core::ids::{BodyHash, CallToken, Colour, RequestNumber, SessionId, ShardId};
+use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
+use stead_core::ids::{BodyHash, CallToken, Colour, Micros, RequestNumber, SessionId, ShardId};
 use stead_core::key::Key;
+use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::topology::Topology;
 use stead_node::NoAnswer;
@@ -19,11 +23,12 @@ use stead_node::NoAnswer;
 pub(super) enum Ask {
     Open { shard: ShardId, session: SessionId },
     Request { shard: ShardId, request: Request },
+    Query { shard: ShardId, query: Query },
 }
 
 impl Ask {
     pub(super) fn shard(&self) -> ShardId {
-        let (Self::Open { shard, .. } | Self::Request { shard, .. }) = self;
+        let (Self::Open { shard, .. } | Self::Request { shard, .. } | Self::Query { shard, .. }) = self;
         *shard
     }
 }
@@ -37,18 +42,35 @@ struct Session {
     confirmed: RequestNumber,
 }
 
-/// A call of a client that has no answer.
+/// A write of a client that has no answer.
 struct Pending {
     number: u32,
     process: Key,
     shard: ShardId,
     identity: Identity,
-    /// The greatest length of the list that was answered before it was first sent.
-    floor: u32,
+    /// What was answered before it was first sent.
+    floor: Floor,
     /// The answer that has come, once the client asks again for it.
-    answered: Option<u32>,
+    answered: Option<(u32, LogPoint)>,
     /// The number of its last try.
     call: u64,
+}
+
+/// A call that is sent once.
+struct Once {
+    process: Key,
+    shard: ShardId,
+    floor: Floor,
+    kind: OnceKind,
+}
+
+#[derive(Clone, Copy)]
+enum OnceKind {
+    /// A write without identity, by its number.
+    Write(u32),
+    Read,
+    /// A stale read, with the time at which it was sent and the age that is allowed.
+    Stale(u64, Option<Micros>),
 }
 
 #[derive(Default)]
@@ -62,10 +84,10 @@ pub(super) struct Clients {
     all: Vec<Client>,
     /// By the number of a try, its client.
     tries: BTreeMap<u64, usize>,
+    once: BTreeMap<u64, Once>,
     last_call: u64,
     last_number: u32,
-    /// By process, the greatest length that was answered.
-    lengths: BTreeMap<String, u32>,
+    last_session: u128,
     pub(super) answered: u64,
     pub(super) asked_again: u64,
 }
@@ -75,9 +97,10 @@ impl Clients {
         Self {
             all: (0..count).map(|_| Client::default()).collect(),
             tries: BTreeMap::new(),
+            once: BTreeMap::new(),
             last_call: 0,
             last_number: 0,
-            lengths: BTreeMap::new(),
+            last_session: 0,
             answered: 0,
             asked_again: 0,
         }
@@ -92,37 +115,85 @@ impl Clients {
         self.tries.get(&call).copied()
     }
 
-    /// Begins a new call of a client, unless it has one. Returns whether it had none.
-    pub(super) fn begin(&mut self, at: usize, topology: &Topology, rng: &mut Rng) -> bool {
-        let client = &mut self.all[at];
-        if client.pending.is_some() {
+    /// Begins a new write of a client, unless it has one. Returns whether it had none.
+    pub(super) fn begin(&mut self, at: usize, topology: &Topology, model: &Model, rng: &mut Rng) -> bool {
+        if self.all[at].pending.is_some() {
             return false;
         }
         self.last_number += 1;
         let number = self.last_number;
-        let process = called(rng.u32(..PROCESSES));
-        let service = topology.service_id(SERVICE).expect("the only service");
-        let shard = topology.shard_of(service, &process);
+        let (process, shard) = any_process(topology, rng);
         let identity = if rng.bool() {
             let key = Blob::from(number.to_be_bytes().as_slice());
             Identity::Idempotency { key, body_hash: BodyHash([0; 16]) }
         } else {
-            let fresh = || Session {
-                id: SessionId((u128::from(shard.0) << 32) | (at as u128 + 1)),
-                is_open: false,
-                last: RequestNumber(0),
-                confirmed: RequestNumber(0),
-            };
-            let session = client.sessions.entry(shard).or_insert_with(fresh);
-            session.last = RequestNumber(session.last.0 + 1);
-            Identity::Session { session: session.id, number: session.last, confirmed: session.confirmed }
+            self.next_in_session(at, shard)
         };
-        let floor = self.lengths.get(&*process).copied().unwrap_or_default();
-        client.pending = Some(Pending { number, process, shard, identity, floor, answered: None, call: 0 });
+        let floor = model.floor(&process);
+        let (answered, call) = (None, 0);
+        self.all[at].pending = Some(Pending { number, process, shard, identity, floor, answered, call });
         true
     }
 
-    /// Returns the next try of a client's call, with its number and shard.
+    /// Returns the next identity of a client in its session with a shard, which it begins if there is none.
+    fn next_in_session(&mut self, at: usize, shard: ShardId) -> Identity {
+        let last_session = &mut self.last_session;
+        let fresh = || {
+            *last_session += 1;
+            Session {
+                id: SessionId(*last_session),
+                is_open: false,
+                last: RequestNumber(0),
+                confirmed: RequestNumber(0),
+            }
+        };
+        let session = self.all[at].sessions.entry(shard).or_insert_with(fresh);
+        session.last = RequestNumber(session.last.0 + 1);
+        Identity::Session { session: session.id, number: session.last, confirmed: session.confirmed }
+    }
+
+    /// Begins a call that is sent once: a read of any kind, or a write without identity.
+    pub(super) fn begin_once(
+        &mut self,
+        now: u64,
+        topology: &Topology,
+        model: &Model,
+        rng: &mut Rng,
+    ) -> (u64, Ask) {
+        self.last_call += 1;
+        let (process, shard) = any_process(topology, rng);
+        let floor = model.floor(&process);
+        let read = match rng.u8(..6) {
+            0 => None,
+            1 => Some(Read::Linearizable),
+            2 => Some(Read::Primary),
+            3 => Some(Read::Service),
+            4 => Some(Read::Stale { max_lag: None }),
+            _ => Some(Read::Stale { max_lag: Some(Micros(rng.u64(..300_000))) }),
+        };
+        let (kind, ask) = match read {
+            None => {
+                self.last_number += 1;
+                let ask =
+                    Ask::Request { shard, request: request(&process, self.last_number, Identity::None) };
+                (OnceKind::Write(self.last_number), ask)
+            }
+            Some(read) => {
+                let kind = match read {
+                    Read::Stale { max_lag } => OnceKind::Stale(now, max_lag),
+                    _ => OnceKind::Read,
+                };
+                let (token, payload) = (CallToken(0), Blob::empty());
+                let query =
+                    Query { token, process: process.clone(), payload, principal: "alice".into(), read };
+                (kind, Ask::Query { shard, query })
+            }
+        };
+        self.once.insert(self.last_call, Once { process, shard, floor, kind });
+        (self.last_call, ask)
+    }
+
+    /// Returns the next try of a client's write, with its number.
     pub(super) fn next_try(&mut self, at: usize) -> Option<(u64, Ask)> {
         let client = &mut self.all[at];
         let pending = client.pending.as_mut()?;
@@ -136,23 +207,17 @@ impl Clients {
         {
             return Some((call, Ask::Open { shard, session }));
         }
-        let request = Request {
-            token: CallToken(0),
-            process: pending.process.clone(),
-            payload: Blob::from(pending.number.to_be_bytes().as_slice()),
-            principal: Arc::from("alice"),
-            identity: pending.identity.clone(),
-            colour: Colour(0),
-        };
+        let request = request(&pending.process, pending.number, pending.identity.clone());
         Some((call, Ask::Request { shard, request }))
     }
 
-    /// Handles the result of a try. Returns whether the call is over.
+    /// Handles the result of a try. Returns whether the write is over.
     pub(super) fn hear(
         &mut self,
         call: u64,
         result: Result<Answer, NoAnswer>,
-        model: &Model,
+        model: &mut Model,
+        now: u64,
         asks_again: bool,
     ) -> Result<bool, Violation> {
         let Some(at) = self.tries.get(&call).copied() else { return Ok(false) };
@@ -161,14 +226,29 @@ impl Clients {
             return Ok(false);
         };
         let session = client.sessions.get_mut(&pending.shard);
-        let reply = match result.map(|answer| answer.result) {
-            Ok(Ok(Reply::Ok(reply))) => reply,
-            Ok(Err(
-                refusal @ (Refusal::UnknownSession(_) | Refusal::Confirmed(_) | Refusal::Poisoned { .. }),
+        let (reply, point) = match result.map(|answer| (point_of(&answer), answer.result)) {
+            Ok((point, Ok(Reply::Ok(reply)))) => (reply, point),
+            Ok((_, Err(Refusal::UnknownSession(_)))) if model.has_losses() => {
+                // Its opening was answered before it was committed, and is lost with all that came after.
+                let (shard, number) = (pending.shard, pending.number);
+                client.sessions.remove(&shard);
+                let identity = self.next_in_session(at, shard);
+                let pending = self.all[at].pending.as_mut().filter(|pending| pending.number == number);
+                pending.expect("it was found above").identity = identity;
+                return Ok(false);
+            }
+            Ok((
+                _,
+                Err(
+                    refusal @ (Refusal::UnknownSession(_)
+                    | Refusal::Confirmed(_)
+                    | Refusal::Poisoned { .. }
+                    | Refusal::IdempotencyConflict),
+                ),
             )) => {
                 return Err(Violation::new(7, format!("request {}: {refusal}", pending.number)));
             }
-            Ok(Ok(Reply::Err(_)) | Err(_)) | Err(_) => return Ok(false),
+            Ok((_, Ok(Reply::Err(_)) | Err(_))) | Err(_) => return Ok(false),
         };
         if let (Identity::Session { .. }, Some(session)) = (&pending.identity, session) {
             if !session.is_open {
@@ -177,39 +257,76 @@ impl Clients {
             }
             session.confirmed = session.last;
         }
-        let Some(len) = super::env::number_in(&reply) else {
+        let Some(len) = number_in(&reply) else {
             return Err(Violation::new(7, format!("request {} was answered {reply:?}", pending.number)));
         };
-        let (number, process) = (pending.number, pending.process.to_string());
-        if let Some(before) = pending.answered.replace(len) {
+        let (number, shard, process) = (pending.number, pending.shard, pending.process.to_string());
+        if let Some((before, at)) = pending.answered.replace((len, point)) {
             self.asked_again += 1;
-            if before != len {
+            if before != len && !model.has_lost(shard, at) {
                 let what = format!("request {number} was answered {before}, and {len} to a retry");
                 return Err(Violation::new(7, what));
             }
         } else {
             self.answered += 1;
-            if model.number_at(&process, len) != Some(number) {
-                let what = format!(
-                    "request {number} was answered before entry {len} of {process} was committed as it"
-                );
-                return Err(Violation::new(5, what));
-            }
-            if len <= pending.floor {
-                let what = format!(
-                    "request {number} became {len} of {process} after {} was answered",
-                    pending.floor
-                );
-                return Err(Violation::new(6, what));
-            }
-            let longest = self.lengths.entry(process).or_default();
-            *longest = len.max(*longest);
-            if asks_again {
-                return Ok(false);
-            }
+        }
+        let answered = Answered { shard, process, point, number: Some(number), count: len };
+        model.judge(now, answered, &pending.floor)?;
+        if asks_again {
+            return Ok(false);
         }
         self.tries.remove(&call);
         client.pending = None;
         Ok(true)
     }
+
+    /// Handles the result of a call that was sent once.
+    pub(super) fn hear_once(
+        &mut self,
+        call: u64,
+        result: Result<Answer, NoAnswer>,
+        model: &mut Model,
+        now: u64,
+        marks: &mut ClusterMarks,
+    ) -> Result<(), Violation> {
+        let Some(Once { process, shard, floor, kind }) = self.once.remove(&call) else { return Ok(()) };
+        let Ok(Answer { result: Ok(Reply::Ok(ref reply)), staleness, .. }) = result else { return Ok(()) };
+        let point = point_of(result.as_ref().expect("it is an answer"));
+        let Some(count) = number_in(reply) else {
+            return Err(Violation::new(7, format!("a call of {process} was answered {reply:?}")));
+        };
+        let process = process.to_string();
+        let number = match kind {
+            OnceKind::Stale(sent, asked) => {
+                marks.hit(ClusterMark::StaleRead);
+                return model.judge_stale((shard, &process, point, count), sent, staleness, asked);
+            }
+            OnceKind::Read => None,
+            OnceKind::Write(number) => Some(number),
+        };
+        marks.hit(if number.is_some() { ClusterMark::Anonymous } else { ClusterMark::Read });
+        model.judge(now, Answered { shard, process, point, number, count }, &floor)
+    }
+}
+
+fn any_process(topology: &Topology, rng: &mut Rng) -> (Key, ShardId) {
+    let process = called(rng.u32(..PROCESSES));
+    let service = topology.service_id(SERVICE).expect("the only service");
+    let shard = topology.shard_of(service, &process);
+    (process, shard)
+}
+
+fn request(process: &Key, number: u32, identity: Identity) -> Request {
+    Request {
+        token: CallToken(0),
+        process: process.clone(),
+        payload: Blob::from(number.to_be_bytes().as_slice()),
+        principal: Arc::from("alice"),
+        identity,
+        colour: Colour(0),
+    }
+}
+
+fn point_of(answer: &Answer) -> LogPoint {
+    LogPoint { epoch: answer.epoch, index: answer.index }
 }

@@ -64,6 +64,11 @@ pub(super) fn play<T>(
     (done, STAND.with_borrow_mut(|stand| std::mem::take(&mut stand.seen)))
 }
 
+/// Forgets what was seen.
+pub(super) fn clear() {
+    STAND.take();
+}
+
 pub(super) struct ClusterEnv;
 
 impl Env for ClusterEnv {

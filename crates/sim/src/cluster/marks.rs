@@ -31,11 +31,39 @@ pub enum ClusterMark {
     SnapshotSent,
     /// A replica began anew from the snapshot of another one.
     Installed,
+    /// A read was answered, linearizable or under the primary's lease.
+    Read,
+    /// A stale read was answered.
+    StaleRead,
+    /// A write without an identity was answered.
+    Anonymous,
+    /// A call left for another node.
+    Forwarded,
+    /// A call left for other nodes in three epochs: its client waited for two failovers.
+    ForwardedOverTwo,
+    /// A dial changed.
+    DialChanged,
+    /// An epoch began with a member that the one before had not.
+    Joined,
+    /// A node lost its disk.
+    DiskLost,
+    /// A replica refused a seal, for another attempt has sealed it.
+    SealRace,
+    /// An epoch began because of a failure, and the one before, which did so as well, was never active.
+    FailedTwice,
+    /// Entries of a replica's log were cut, for a primary has others.
+    Cut,
+    /// An answer left before its entry was committed.
+    Early,
+    /// An answer that left early was lost, and announced.
+    Lost,
+    /// A primary under a lease stood still for longer than that.
+    PausedLease,
 }
 
 impl ClusterMark {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 27] = [
         Self::Killed,
         Self::PowerCut,
         Self::CrashInRecovery,
@@ -49,6 +77,20 @@ impl ClusterMark {
         Self::Trimmed,
         Self::SnapshotSent,
         Self::Installed,
+        Self::Read,
+        Self::StaleRead,
+        Self::Anonymous,
+        Self::Forwarded,
+        Self::ForwardedOverTwo,
+        Self::DialChanged,
+        Self::Joined,
+        Self::DiskLost,
+        Self::SealRace,
+        Self::FailedTwice,
+        Self::Cut,
+        Self::Early,
+        Self::Lost,
+        Self::PausedLease,
     ];
 
     /// Returns its description.
@@ -68,6 +110,20 @@ impl ClusterMark {
             Self::Trimmed => "trimmed logs of replicas",
             Self::SnapshotSent => "snapshots sent to other replicas",
             Self::Installed => "snapshots of other replicas installed",
+            Self::Read => "reads at primaries",
+            Self::StaleRead => "stale reads",
+            Self::Anonymous => "writes without an identity",
+            Self::Forwarded => "calls forwarded to other nodes",
+            Self::ForwardedOverTwo => "calls forwarded over two failovers",
+            Self::DialChanged => "changed dials",
+            Self::Joined => "epochs with new members",
+            Self::DiskLost => "lost disks",
+            Self::SealRace => "seals refused for a higher promise",
+            Self::FailedTwice => "failovers of an epoch that a failover began and that was never active",
+            Self::Cut => "logs cut where they differ",
+            Self::Early => "answers before their commit",
+            Self::Lost => "answers lost and announced",
+            Self::PausedLease => "primaries paused for longer than their lease",
         }
     }
 }

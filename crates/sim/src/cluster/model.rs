@@ -2,12 +2,14 @@
 //! them.
 
 use super::env::{Made, number_in};
+use super::judge::Judge;
 use crate::violation::Violation;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::blob::Blob;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Epoch, Index, Life, NodeId, Seq, ShardId};
+use stead_core::ids::{Epoch, Index, Life, NodeId, ReplicaId, Seq, ShardId};
 use stead_core::record::RecordKey;
+use stead_core::replication::epoch::EpochRecord;
 use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::ShardReplica;
 use stead_core::state::State;
@@ -18,8 +20,13 @@ pub(super) struct Model {
     shards: Vec<Track>,
     /// By process, its numbers in their order.
     lists: BTreeMap<String, Vec<u32>>,
+    /// By process, the entries that changed its list, each with the length after it.
+    lengths: BTreeMap<String, Vec<(Index, u32)>>,
     /// The numbers of requests that were applied.
     applied: BTreeSet<u32>,
+    /// The records of all epochs.
+    records: BTreeMap<(ShardId, Epoch), EpochRecord>,
+    pub(super) judge: Judge,
     /// By channel, the committed messages.
     sent: BTreeMap<(ShardId, ShardId), Vec<Message>>,
     /// By channel, the number of messages whose handling is committed.
@@ -53,6 +60,8 @@ struct Track {
     state: State,
     /// By epoch, the process that has made entries in it.
     primaries: BTreeMap<Epoch, (NodeId, Life)>,
+    /// The epochs that a replica knows to be active.
+    active: BTreeSet<Epoch>,
 }
 
 impl Track {
@@ -64,11 +73,20 @@ impl Track {
 /// The state of a replica in one life of its node, as the world last saw it.
 #[derive(Default)]
 pub(super) struct Followed {
+    pub(super) replica: ReplicaId,
     promised: Epoch,
+    /// The last entry of its log.
+    last: LogPoint,
     compared: Index,
     /// The last entry that its snapshot covers.
     pub(super) base: LogPoint,
     hashed: Index,
+}
+
+impl Followed {
+    pub(super) fn new(replica: ReplicaId) -> Self {
+        Self { replica, ..Self::default() }
+    }
 }
 
 impl Model {
@@ -78,11 +96,15 @@ impl Model {
             committed: Vec::new(),
             state: State::new(shard),
             primaries: BTreeMap::new(),
+            active: BTreeSet::new(),
         };
         Self {
             shards: shards.map(track).collect(),
             lists: BTreeMap::new(),
+            lengths: BTreeMap::new(),
             applied: BTreeSet::new(),
+            records: BTreeMap::new(),
+            judge: Judge::default(),
             sent: BTreeMap::new(),
             received: BTreeMap::new(),
             entries: 0,
@@ -117,12 +139,41 @@ impl Model {
         Ok(())
     }
 
-    /// Compares a replica with what is committed, and takes over what it has committed first.
+    /// Notes the record of an epoch.
+    pub(super) fn note_record(&mut self, shard: ShardId, record: &EpochRecord) {
+        self.records.entry((shard, record.config.epoch())).or_insert_with(|| record.clone());
+    }
+
+    /// Whether an epoch may answer clients before their entries are committed.
+    pub(super) fn is_early(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.records.get(&(shard, epoch)).is_some_and(|record| record.config.is_asynchronous())
+    }
+
+    /// Whether the loss of an entry is announced, and final: the epoch that announces it is active.
+    pub(super) fn has_lost(&self, shard: ShardId, point: LogPoint) -> bool {
+        let active = self.shards[shard.0 as usize].active.iter();
+        active.filter_map(|epoch| self.records.get(&(shard, *epoch))).any(|record| record.losses.has(point))
+    }
+
+    /// Returns the epoch of an entry that is committed; that of entry 0 is 0.
+    pub(super) fn committed_epoch(&self, shard: ShardId, index: Index) -> Option<Epoch> {
+        let Some(before) = index.0.checked_sub(1) else { return Some(Epoch(0)) };
+        self.shards[shard.0 as usize].committed.get(before as usize).map(|committed| committed.epoch)
+    }
+
+    /// Returns the length of a process's list after an entry of its shard.
+    pub(super) fn count_at(&self, process: &str, index: Index) -> u32 {
+        let lengths = self.lengths.get(process).map_or(&[][..], |lengths| lengths);
+        let upto = lengths.partition_point(|(at, _)| *at <= index);
+        upto.checked_sub(1).map_or(0, |last| lengths[last].1)
+    }
+
+    /// Compares a replica with what is committed, and takes over what it has committed first. Returns whether its log was cut.
     pub(super) fn follow(
         &mut self,
         replica: &ShardReplica,
         followed: &mut Followed,
-    ) -> Result<(), Violation> {
+    ) -> Result<bool, Violation> {
         let shard = replica.shard_id();
         let (rules, table) = (replica.replica(), replica.replica().table());
         if rules.promised() < followed.promised {
@@ -135,6 +186,9 @@ impl Model {
             return Err(Violation::new(1, what));
         }
         followed.promised = rules.promised();
+        let before = std::mem::replace(&mut followed.last, table.last());
+        let is_cut = before.index > table.base().index && !table.has(before);
+        self.shards[shard.0 as usize].active.insert(rules.active());
         let commit = rules.commit();
         while self.shards[shard.0 as usize].last() < commit {
             let next = self.shards[shard.0 as usize].last().next();
@@ -154,12 +208,12 @@ impl Model {
             }
             followed.compared = next;
         }
-        let Some(state) = replica.committed_state() else { return Ok(()) };
+        let Some(state) = replica.committed_state() else { return Ok(is_cut) };
         let index = state.position().index;
         if index > followed.hashed {
             followed.hashed = index;
             let hash = match index {
-                Index(0) => return Ok(()),
+                Index(0) => return Ok(is_cut),
                 index => track.committed[index.0 as usize - 1].hash,
             };
             if state.hash() != hash {
@@ -170,7 +224,7 @@ impl Model {
                 return Err(Violation::new(14, what));
             }
         }
-        Ok(())
+        Ok(is_cut)
     }
 
     /// An entry is committed.
@@ -198,7 +252,8 @@ impl Model {
         track.committed.push(Committed { epoch, promised, hash: track.state.hash() });
         track.made = track.made.split_off(&(index.next(), Epoch(0)));
         self.entries += 1;
-        self.fold(shard, &entry)
+        self.fold(shard, &entry)?;
+        self.check_survivor(shard, LogPoint { epoch, index })
     }
 
     /// Folds what an entry does to the lists, and to channels.
@@ -233,6 +288,8 @@ impl Model {
         if let (Some(list), Some(number)) = (written, number) {
             let known = self.lists.entry(process.clone()).or_default();
             known.push(number);
+            let lengths = self.lengths.entry(process.clone()).or_default();
+            lengths.push((entry.index, known.len() as u32));
             let numbers = list.chunks(4).filter_map(number_in);
             if !numbers.eq(known.iter().copied()) {
                 let what = format!(

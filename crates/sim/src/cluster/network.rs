@@ -42,24 +42,31 @@ impl Network {
         self.cut.contains(&(from, to))
     }
 
-    /// Draws another set of links that are cut, of `size` nodes: none, one direction of one, one node's, or those between two halves.
+    /// Draws another set of links that are cut, of `size` nodes: none, one direction of one, one node's, one direction of these, those
+    /// between two halves, or any; or a link that is slow, or a node's.
     pub(super) fn draw_cut(&mut self, size: usize, rng: &mut Rng) {
         self.cut.clear();
         self.slow.clear();
         let (a, b) = (rng.usize(..size), rng.usize(..size));
         let both = |from: usize, to: usize| [(from, to), (to, from)];
-        match rng.u8(..6) {
+        let others = || (0..size).filter(move |other| *other != a);
+        let all = || (0..size).flat_map(move |from| (0..size).map(move |to| (from, to)));
+        match rng.u8(..11) {
             0 => drop(self.cut.insert((a, b))),
             1 => self.cut.extend(both(a, b)),
-            2 => self.cut.extend((0..size).flat_map(|other| both(a, other))),
-            3 => {
+            2 => self.cut.extend(others().flat_map(|other| both(a, other))),
+            3 => self.cut.extend(others().map(|other| (a, other))),
+            4 => self.cut.extend(others().map(|other| (other, a))),
+            5 => {
                 let sides: Vec<bool> = (0..size).map(|_| rng.bool()).collect();
-                let links = (0..size).flat_map(|from| (0..size).map(move |to| (from, to)));
-                self.cut.extend(links.filter(|(from, to)| sides[*from] != sides[*to]));
+                self.cut.extend(all().filter(|(from, to)| sides[*from] != sides[*to]));
             }
-            4 => self.slow.extend(both(a, b)),
+            6 => self.cut.extend(all().filter(|_| rng.u8(..4) == 0)),
+            7 => self.slow.extend(both(a, b)),
+            8 => self.slow.extend(others().flat_map(|other| both(a, other))),
             _ => {}
         }
+        self.cut.retain(|(from, to)| from != to);
     }
 
     /// Returns the delays after which a message arrives: none, one or two.

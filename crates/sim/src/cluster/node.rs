@@ -11,18 +11,17 @@ use stead_core::checkpointing::merging::Policy;
 use stead_core::control::facts::ShardReport;
 use stead_core::control::node::StartId;
 use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId, ReplicaId, ShardId, Time};
-use stead_core::placement::Place;
 use stead_core::replication::table::LogPoint;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
 use stead_node::{
     CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, PartId, RecoverOptions, Registered,
-    ServiceLimits, Sizes, Stepped, Worker, recover, recover_options,
+    ServiceLimits, Sizes, Stepped, Worker, recover_in, recover_options,
 };
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::Author;
 use stead_store::checkpoint::load::Loaders;
-use stead_store::data_dir::Meta;
+use stead_store::data_dir::{DataDir, DataDirError, Meta};
 use stead_store::sim_disk::SimDisk;
 use stead_store::snapshots::{SnapshotName, Snapshots};
 use stead_store::wal::WalOptions;
@@ -72,35 +71,51 @@ impl Skew {
 pub(super) struct Machine {
     pub(super) id: NodeId,
     pub(super) disk: SimDisk,
+    /// A copy of the disk as it was at an earlier end of its process.
+    pub(super) copy: Option<SimDisk>,
     pub(super) skew: Skew,
-    /// The replicas on it, and the shards that it has not.
-    pub(super) replicated: BTreeMap<ShardId, ReplicaId>,
-    pub(super) not_here: BTreeSet<ShardId>,
     /// The number of starts of its process.
     pub(super) starts: u64,
-    /// `None` while it is down.
+    /// A start that the control plane has not registered yet.
+    pub(super) entering: Option<Entering>,
+    /// `None` while it is down, or enters.
     pub(super) life: Option<Running>,
     /// Until then its process does not run.
     pub(super) paused_until: u64,
 }
 
+/// A life that is counted, and whose replicas the control plane has yet to name: that decides whether the disk is believed (rule 3).
+pub(super) struct Entering {
+    /// The first field: nothing is written by what is dropped.
+    alive: Alive,
+    dir: DataDir,
+    created: bool,
+    pub(super) start: StartId,
+    pub(super) life: Life,
+}
+
+/// The right of a life to change its disk, which ends with it.
+struct Alive(Arc<AtomicBool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// A life of a node's process.
 pub(super) struct Running {
+    /// The first field, as above.
+    _alive: Alive,
     pub(super) parts: Stepped<ClusterEnv>,
     /// By part, the time of its next turn.
     pub(super) due: BTreeMap<PartId, u64>,
     pub(super) start: StartId,
-    /// The newest report on each replica.
+    /// The newest report on each replica, and whether one is newer than what was sent.
     pub(super) reports: BTreeMap<ShardId, ShardReport>,
+    pub(super) changed: bool,
     /// The version of the routes that it follows.
     pub(super) routed: u64,
-    alive: Arc<AtomicBool>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.alive.store(false, Ordering::Relaxed);
-    }
 }
 
 impl Running {
@@ -121,7 +136,17 @@ fn settings() -> Settings {
 }
 
 impl Machine {
-    fn options(&self, topology: &Topology) -> Options {
+    pub(super) fn new(id: NodeId, disk: SimDisk, skew: Skew) -> Self {
+        let (copy, entering, life) = (None, None, None);
+        Self { id, disk, copy, skew, starts: 0, entering, life, paused_until: 0 }
+    }
+
+    /// Whether its process runs.
+    pub(super) fn is_up(&self) -> bool {
+        self.life.is_some() || self.entering.is_some()
+    }
+
+    fn options(topology: &Topology, replicated: BTreeMap<ShardId, ReplicaId>) -> Options {
         let shards = topology.shard_count();
         Options {
             threads: 1,
@@ -143,9 +168,9 @@ impl Machine {
             without_code: BTreeSet::new(),
             native: None,
             listen_peers: None,
-            not_here: self.not_here.iter().map(|shard| (*shard, Place::Elsewhere)).collect(),
-            replicated: self.replicated.clone(),
-            in_cluster: false,
+            not_here: BTreeMap::new(),
+            replicated,
+            in_cluster: true,
         }
     }
 
@@ -160,6 +185,9 @@ impl Machine {
         for replica in replicas {
             let Some(state) = replica.committed_state() else { continue };
             let (position, rules) = (state.position(), replica.replica());
+            if rules.id() == ReplicaId::NONE {
+                continue;
+            }
             if position.index <= rules.table().base().index {
                 continue;
             }
@@ -171,26 +199,37 @@ impl Machine {
         Ok(trimmed)
     }
 
-    /// Begins a life over what the disk has. None of its parts has begun.
+    /// Begins a life, which is counted, as a node of a cluster does before the control plane knows of it.
+    pub(super) fn enter(&mut self) -> Result<(), DataDirError> {
+        self.starts += 1;
+        let disk = LifeDisk::new(self.disk.clone(), Syncs::Honest, Removals::Honest);
+        let alive = Alive(disk.alive());
+        let (id, log) = (self.id, u64::from(self.id.0));
+        let fresh = || Meta::new(CLUSTER, INCARNATION, id, log);
+        let (mut dir, created) = DataDir::open(Arc::new(disk), fresh)?;
+        let life = dir.begin_life()?;
+        let start = start_id(self.id, self.starts);
+        self.entering = Some(Entering { alive, dir, created, start, life });
+        Ok(())
+    }
+
+    /// Recovers the data of the life that has entered, with the replicas that the control plane names. None of its parts has begun.
     pub(super) fn start(
         &mut self,
-        topology: &Topology,
+        entering: Entering,
+        (topology, replicas): (&Topology, BTreeMap<ShardId, ReplicaId>),
         now: u64,
         seed: u64,
         bug: Option<ClusterBug>,
     ) -> Result<(Running, Seen), OpenError> {
-        self.starts += 1;
-        let disk = LifeDisk::new(self.disk.clone(), Syncs::Honest, Removals::Honest);
-        let alive = disk.alive();
-        let (options, program) = (self.options(topology), Lists);
+        let Entering { dir, created, start, alive, .. } = entering;
+        let (options, program) = (Self::options(topology, replicas), Lists);
         let code = Registered { program: &program, without_code: &options.without_code };
         let production = recover_options(&options);
         let wal = WalOptions { segment_bytes_min: 16 << 10, ..production.wal };
         // Another number of threads would change the order of I/O.
         let recover_options = RecoverOptions { wal, loaders: Loaders::InTurn(1), ..production };
-        let (id, log) = (self.id, u64::from(self.id.0));
-        let fresh = || Meta::new(CLUSTER, INCARNATION, id, log);
-        let recovery = recover(Arc::new(disk), &code, recover_options, fresh)?;
+        let recovery = recover_in((dir, created), &code, recover_options)?;
         // A snapshot of a few processes is many pieces and chunks.
         let sizes = Sizes {
             behind_bytes: 500,
@@ -205,8 +244,20 @@ impl Machine {
         let around = (Clocks, Witness);
         let assemble = || Stepped::assemble(program, around, recovery, options, drawn);
         let (parts, seen) = env::play(self.skew.at(now), bug, assemble);
-        let start = StartId(u128::from(self.id.0) << 64 | u128::from(self.starts));
         let (due, reports) = (BTreeMap::new(), BTreeMap::new());
-        Ok((Running { parts, due, start, reports, routed: 0, alive }, seen))
+        Ok((Running { _alive: alive, parts, due, start, reports, changed: true, routed: 0 }, seen))
     }
+
+    /// Replaces the disk of a process that is down: by a new one, or by the copy of an earlier one.
+    pub(super) fn lose_disk(&mut self, seed: u64) {
+        match self.copy.take() {
+            Some(copy) => self.disk = copy,
+            None => self.disk = SimDisk::new(seed),
+        }
+    }
+}
+
+/// Returns the number of a node's start.
+pub(super) fn start_id(node: NodeId, starts: u64) -> StartId {
+    StartId(u128::from(node.0) << 64 | u128::from(starts))
 }

@@ -1,14 +1,16 @@
 //! The control plane of a cluster: the state machine and the decisions that ship, over a modelled consensus. Commands are committed late,
 //! in any order, twice or never; leaders change, and a deposed one goes on for a while by what it knew; sometimes there is none.
 
+use super::control::can_end;
 use super::env::SERVICE;
-use super::node::{CLUSTER, INCARNATION, node_id};
+use super::marks::{ClusterMark, ClusterMarks};
+use super::node::{CLUSTER, INCARNATION, node_id, start_id};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use fastrand::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use stead_core::clock::Now;
-use stead_core::control::command::ShardStart;
+use stead_core::control::command::{ShardChange, ShardStart};
 use stead_core::control::controller::Controller;
 use stead_core::control::detector::TimeoutBounds;
 use stead_core::control::dial::{Acks, Dial};
@@ -17,8 +19,10 @@ use stead_core::control::facts::{Fact, Request};
 use stead_core::control::health::HealthSettings;
 use stead_core::control::node::StartId;
 use stead_core::control::settings::Settings;
+use stead_core::control::shard::ShardRecord;
 use stead_core::control::{Cluster, Command, ControlState, Outcome};
-use stead_core::ids::{Epoch, Life, Micros, NodeId, ReplicaId, ShardId, Time};
+use stead_core::ids::{Life, Micros, NodeId, ReplicaId, ServiceId, ShardId, Time};
+use stead_core::replication::epoch::EpochRecord;
 
 const fn millis(millis: u64) -> Micros {
     Micros::from_millis(millis)
@@ -37,8 +41,7 @@ const SETTINGS: Settings = Settings {
     wait: millis(15),
     force_wait: Micros::from_secs(3_600),
     lead: millis(100),
-    // The nodes of a life know their replicas when it begins: members are not replaced.
-    replace_after: Micros::from_secs(3_600),
+    replace_after: millis(250),
     doubt: millis(20),
     learners_max: 4,
     balance: millis(50),
@@ -55,10 +58,39 @@ pub(super) struct Plane {
     away: u64,
     pub(super) directory: Directory,
     is_calm: bool,
-    pub(super) epochs: u64,
-    /// Epochs that began before the one before was active.
-    pub(super) inactive: u64,
-    pub(super) leaders: u64,
+    /// Whether dials may be asynchronous, and whether they change.
+    dials: Dials,
+    size: usize,
+    /// The shards whose newest epoch began because something failed.
+    failed_over: BTreeSet<ShardId>,
+    /// The records of epochs that have begun since they were taken.
+    pub(super) begun: Vec<(ShardId, EpochRecord)>,
+    /// Print commands and their outcomes on stderr.
+    pub(super) tracing: bool,
+}
+
+/// The dials of a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dials {
+    /// W may be below S.
+    pub(super) are_asynchronous: bool,
+    pub(super) change: bool,
+}
+
+impl Dials {
+    /// Draws a dial for so many nodes.
+    pub(super) fn draw(self, size: usize, rng: &mut Rng) -> Dial {
+        let replicas = rng.usize(1..=size);
+        let least = if self.are_asynchronous { 1 } else { replicas / 2 + 1 };
+        let acks = rng.usize(least..=replicas);
+        Dial {
+            replicas: replicas as u8,
+            acks: Acks::Count(acks as u8),
+            lease: millis(rng.u64(20..200)),
+            max_lag: millis(rng.u64(50..1_000)),
+            ..Dial::default()
+        }
+    }
 }
 
 fn time(now: u64) -> Now {
@@ -66,28 +98,25 @@ fn time(now: u64) -> Now {
 }
 
 impl Plane {
-    /// Creates a plane of so many nodes, with shards of so many replicas, each on the nodes from its number on.
-    pub(super) fn new(size: usize, shards: usize, replicas: usize, acks: usize) -> Self {
+    /// Creates a plane of so many nodes, with shards by a dial, each on the nodes from its number on.
+    pub(super) fn new(size: usize, shards: usize, dial: Dial, dials: Dials) -> Self {
         let mut state = ControlState::default();
         let mut commands =
             vec![Command::Found { cluster: Cluster { id: CLUSTER, incarnation: INCARNATION } }];
         for node in (0..size).map(node_id) {
             let addresses = vec![format!("n{node}:1")];
-            commands.push(Command::Join {
-                node,
-                life: Life(1),
-                start: StartId(u128::from(node.0) << 64 | 1),
-                addresses,
-            });
+            commands.push(Command::Join { node, life: Life(1), start: start_id(node, 1), addresses });
         }
         commands.push(Command::SetBalancing { is_balancing: false });
-        let nodes = |shard: usize| (0..replicas).map(|at| node_id((shard + at) % size)).collect();
+        let nodes =
+            |shard: usize| (0..usize::from(dial.replicas)).map(|at| node_id((shard + at) % size)).collect();
         let shards = (0..shards).map(|shard| ShardStart::New { nodes: nodes(shard) }).collect();
-        let dial = Dial { replicas: replicas as u8, acks: Acks::Count(acks as u8), ..Dial::default() };
         commands.push(Command::CreateService { name: SERVICE.to_owned(), dial, shards });
         for command in commands {
             assert_eq!(state.apply(command), Outcome::Done, "the first commands are valid");
         }
+        let begun = state.shards().map(|(shard, record)| (shard, record.history().newest().clone()));
+        let begun = begun.collect();
         let mut directory = Directory::default();
         directory.follow(&state);
         Self {
@@ -98,19 +127,17 @@ impl Plane {
             away: 0,
             directory,
             is_calm: false,
-            epochs: 0,
-            inactive: 0,
-            leaders: 0,
+            dials,
+            size,
+            failed_over: BTreeSet::new(),
+            begun,
+            tracing: false,
         }
     }
 
-    /// Returns the replicas of each node.
-    pub(super) fn replicas_of(&self, node: NodeId) -> BTreeMap<ShardId, ReplicaId> {
-        let of = |(shard, record): (ShardId, &stead_core::control::shard::ShardRecord)| {
-            let here = record.replicas().iter().find(|(_, placed)| placed.node == node);
-            here.map(|(id, _)| (shard, *id))
-        };
-        self.state.shards().filter_map(of).collect()
+    /// Whether a start of a node is registered.
+    pub(super) fn is_registered(&self, node: NodeId, start: StartId) -> bool {
+        self.state.nodes().get(&node).is_some_and(|record| record.start == start)
     }
 
     /// Returns the shards that wait and why, and the nodes that count as failed.
@@ -127,9 +154,12 @@ impl Plane {
     }
 
     /// A fact arrives.
-    pub(super) fn handle(&mut self, now: u64, fact: Fact) {
+    pub(super) fn handle(&mut self, now: u64, fact: Fact, marks: &mut ClusterMarks) {
         if now < self.away {
             return;
+        }
+        if let Fact::Superseded { .. } = fact {
+            marks.hit(ClusterMark::SealRace);
         }
         if let Some((controller, _)) = &mut self.deposed {
             controller.handle(time(now), fact.clone());
@@ -137,18 +167,25 @@ impl Plane {
         self.controller.handle(time(now), fact);
     }
 
-    /// Commits some commands, and lets the leaders decide. Returns their requests but for proposals.
-    pub(super) fn step(&mut self, now: u64, size: usize, rng: &mut Rng) -> Result<Vec<Request>, Violation> {
+    /// Commits some commands, and lets the leaders decide. Returns their requests but for proposals. `void` are the replicas whose data
+    /// are gone.
+    pub(super) fn step(
+        &mut self,
+        now: u64,
+        rng: &mut Rng,
+        void: &BTreeSet<(ShardId, ReplicaId)>,
+        marks: &mut ClusterMarks,
+    ) -> Result<Vec<Request>, Violation> {
         if now < self.away {
             return Ok(Vec::new());
         }
         if !self.is_calm {
-            self.trouble(now, size, rng);
+            self.trouble(now, rng, marks);
         }
         while !self.proposals.is_empty() && (self.is_calm || rng.u8(..10) < 6) {
             let which = rng.usize(..self.proposals.len());
             let command = self.proposals.swap_remove(which);
-            self.apply(command)?;
+            self.apply(command, void, marks)?;
         }
         let mut requests = Vec::new();
         self.controller.decide(time(now), &self.state, &mut requests);
@@ -167,38 +204,96 @@ impl Plane {
     }
 
     /// The faults of the plane, and the wishes of operators.
-    fn trouble(&mut self, now: u64, size: usize, rng: &mut Rng) {
+    fn trouble(&mut self, now: u64, rng: &mut Rng, marks: &mut ClusterMarks) {
         match rng.u32(..1_000) {
             0..2 => self.away = now + rng.u64(10_000..200_000),
             2..12 => {
-                self.leaders += 1;
+                marks.hit(ClusterMark::Leader);
                 let old = std::mem::replace(&mut self.controller, Controller::new(time(now), SETTINGS));
                 self.deposed = rng.bool().then(|| (old, self.state.clone()));
             }
             12..22 => self.deposed = None,
             22..28 => {
                 let shard = ShardId(rng.u32(..self.state.topology().shard_count()));
-                let to = rng.bool().then(|| node_id(rng.usize(..size)));
+                let to = rng.bool().then(|| node_id(rng.usize(..self.size)));
                 self.controller.handle(time(now), Fact::Failover { shard, to, is_forced: false });
             }
+            28..36 if self.dials.change => {
+                let dial = self.dials.draw(self.size, rng);
+                self.set_dial(dial);
+            }
+            36..38 => self.proposals.push(Command::SetBalancing { is_balancing: rng.bool() }),
             _ => {}
         }
     }
 
-    fn apply(&mut self, command: Command) -> Result<(), Violation> {
-        let epochs = |state: &ControlState| -> Vec<(Epoch, bool)> {
-            let newest = |(_, record): (ShardId, &stead_core::control::shard::ShardRecord)| {
-                (record.history().newest().config.epoch(), record.is_settled())
-            };
-            state.shards().map(newest).collect()
+    pub(super) fn set_dial(&mut self, dial: Dial) {
+        let (service, expected) = (ServiceId(0), self.state.dials()[0]);
+        self.proposals.push(Command::SetDial { service, expected, dial });
+    }
+
+    /// Whether a command does not commit: it begins an epoch that could not end any more without an operator, for disks were replaced
+    /// since it was decided.
+    fn is_lost(command: &Command, void: &BTreeSet<(ShardId, ReplicaId)>) -> bool {
+        let Command::Shards(changes) = command else { return false };
+        changes.iter().any(|command| match &command.change {
+            ShardChange::TakeOver { takeover, .. } => !can_end(void, command.shard, &takeover.config),
+            _ => false,
+        })
+    }
+
+    fn apply(
+        &mut self,
+        command: Command,
+        void: &BTreeSet<(ShardId, ReplicaId)>,
+        marks: &mut ClusterMarks,
+    ) -> Result<(), Violation> {
+        if Self::is_lost(&command, void) {
+            return Ok(());
+        }
+        let newest = |(shard, record): (ShardId, &ShardRecord)| {
+            (shard, record.history().newest().config.clone(), record.is_settled())
         };
-        let before = epochs(&self.state);
-        self.state.apply(command);
+        let before: Vec<_> = self.state.shards().map(newest).collect();
+        let causes: BTreeMap<ShardId, bool> = match &command {
+            Command::Shards(changes) => {
+                let cause = |command: &stead_core::control::command::ShardCommand| match &command.change {
+                    ShardChange::TakeOver { cause, .. } => Some((command.shard, cause.is_failure())),
+                    _ => None,
+                };
+                changes.iter().filter_map(cause).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        let dial = self.state.dials()[0];
+        let text = self.tracing.then(|| format!("{command:?}"));
+        let outcome = self.state.apply(command);
+        if let Some(command) = text {
+            eprintln!("           {outcome:?}: {command}");
+        }
         self.state.check().map_err(|violation| Violation::new(0, violation.to_string()))?;
-        for ((before, was_settled), (after, _)) in before.into_iter().zip(epochs(&self.state)) {
-            if after != before {
-                self.epochs += 1;
-                self.inactive += u64::from(!was_settled);
+        if self.state.dials()[0] != dial {
+            marks.hit(ClusterMark::DialChanged);
+        }
+        for ((shard, old, was_settled), (_, new, _)) in
+            before.into_iter().zip(self.state.shards().map(newest))
+        {
+            if new.epoch() == old.epoch() {
+                continue;
+            }
+            marks.hit(ClusterMark::Epoch);
+            self.begun
+                .extend(self.state.shard(shard).map(|record| (shard, record.history().newest().clone())));
+            if !was_settled {
+                marks.hit(ClusterMark::NeverActive);
+            }
+            if new.members().iter().any(|member| !old.members().contains(member)) {
+                marks.hit(ClusterMark::Joined);
+            }
+            if !causes.get(&shard).copied().unwrap_or_default() {
+                self.failed_over.remove(&shard);
+            } else if !self.failed_over.insert(shard) && !was_settled {
+                marks.hit(ClusterMark::FailedTwice);
             }
         }
         self.directory.follow(&self.state);

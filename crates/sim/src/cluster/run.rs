@@ -1,6 +1,6 @@
 //! One run of a cluster: from a seed to a final hash, or to one line that repeats the failure.
 
-use super::{Cluster, ClusterBug, ClusterMark, ClusterMarks};
+use super::{Cluster, ClusterBug, ClusterMark, ClusterMarks, env};
 use crate::violation::Violation;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,8 +70,10 @@ impl std::error::Error for ClusterFailure {}
 /// If the number of nodes is not 1 to 7.
 pub fn run_cluster(config: ClusterConfig) -> Result<ClusterReport, Box<ClusterFailure>> {
     assert!((1..=7).contains(&config.nodes), "a cluster has 1 to 7 nodes");
+    // What an earlier run on this thread left is not of this one.
+    env::clear();
     let mut cluster = Cluster::new(config.seed, config.nodes, config.bug);
-    cluster.tracing = config.trace;
+    (cluster.tracing, cluster.plane.tracing) = (config.trace, config.trace);
     let ended = catch_unwind(AssertUnwindSafe(|| {
         while cluster.happened < config.events {
             cluster.step()?;
@@ -84,9 +86,8 @@ pub fn run_cluster(config: ClusterConfig) -> Result<ClusterReport, Box<ClusterFa
             marks.count_more(ClusterMark::MessageLost, cluster.network.dropped);
             marks.count_more(ClusterMark::MessageAgain, cluster.network.doubled);
             marks.count_more(ClusterMark::AskedAgain, cluster.clients.asked_again);
-            marks.count_more(ClusterMark::Epoch, cluster.plane.epochs);
-            marks.count_more(ClusterMark::NeverActive, cluster.plane.inactive);
-            marks.count_more(ClusterMark::Leader, cluster.plane.leaders);
+            marks.count_more(ClusterMark::Early, cluster.model.judge.left_early);
+            marks.count_more(ClusterMark::Lost, cluster.model.judge.lost);
             return Ok(ClusterReport {
                 hash: cluster.model.hash() ^ u128::from(cluster.happened),
                 events: cluster.happened,

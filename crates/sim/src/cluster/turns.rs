@@ -1,10 +1,12 @@
 //! The turns of the parts of nodes, and what follows from each: what leaves the node, and the checks.
 
 use super::env::{self, Seen};
+use super::model::Followed;
 use super::network::DELAY;
 use super::node::at_of;
 use super::{Cluster, ClusterMark, Event, Outcome};
 use crate::violation::Violation;
+use stead_core::ids::ReplicaId;
 use stead_node::{PartId, PeerMessage, Started, Turned};
 
 /// The greatest time until a part whose bell was rung has its turn, in microseconds.
@@ -86,10 +88,7 @@ impl Cluster {
         };
         let (turned, seen) = env::play((steady, wall), bug, || running.parts.turn(part, steady));
         if machine.disk.is_crashed() {
-            self.marks.hit(ClusterMark::PowerCut);
-            self.fall(at);
-            self.comes_back(at);
-            return Ok(());
+            return self.lose_power(at);
         }
         self.take_seen(at, seen)?;
         match turned {
@@ -115,9 +114,12 @@ impl Cluster {
     pub(super) fn take_seen(&mut self, at: usize, seen: Seen) -> Outcome {
         let Some(running) = &self.machines[at].life else { return Ok(()) };
         let by = (self.machines[at].id, running.life());
-        let Seen { made, answers, unanswered: _ } = seen;
+        let Seen { made, answers, unanswered } = seen;
         for made in made {
             self.model.note_made(by, made)?;
+        }
+        if let Some(call) = unanswered.first() {
+            return Err(Violation::new(17, format!("call {call} was dropped by a node that goes on")));
         }
         for (call, result) in answers {
             let delay = self.random(DELAY);
@@ -132,14 +134,19 @@ impl Cluster {
         else {
             return Ok(());
         };
-        for replica in worker.replicas() {
+        for replica in worker.replicas().filter(|replica| replica.replica().id() != ReplicaId::NONE) {
             if let Some(shard) = replica.shard() {
                 shard.check()?;
             }
-            let shard = replica.shard_id();
-            let is_new = !self.followed.contains_key(&(at, shard));
-            let followed = self.followed.entry((at, shard)).or_default();
-            self.model.follow(replica, followed)?;
+            let (shard, id) = (replica.shard_id(), replica.replica().id());
+            let is_new = self.followed.get(&(at, shard)).is_none_or(|followed| followed.replica != id);
+            if is_new {
+                self.followed.insert((at, shard), Followed::new(id));
+            }
+            let followed = self.followed.get_mut(&(at, shard)).expect("it is there by now");
+            if self.model.follow(replica, followed)? {
+                self.marks.hit(ClusterMark::Cut);
+            }
             let base = replica.replica().table().base();
             let before = std::mem::replace(&mut followed.base, base);
             if base != before && !is_new && !self.trimmed.contains(&(at, shard, base)) {
@@ -153,6 +160,7 @@ impl Cluster {
     fn take_messages(&mut self, at: usize) -> Outcome {
         let Some(running) = &mut self.machines[at].life else { return Ok(()) };
         let (peers, news) = (running.parts.shared.peers.take(), running.parts.shared.control.take());
+        running.changed |= !news.reports.is_empty();
         running.reports.extend(news.reports.into_iter().map(|report| (report.shard, report)));
         for (node, messages) in peers {
             for message in messages {

@@ -1,0 +1,201 @@
+//! The judgement on answers: what they show is committed, or was answered early by an asynchronous epoch and is committed later, or
+//! announced as lost.
+
+use super::model::Model;
+use crate::violation::Violation;
+use std::collections::BTreeMap;
+use stead_core::ids::{Index, Micros, ShardId};
+use stead_core::replication::table::LogPoint;
+
+/// An answer that left before the last entry that it saw was committed.
+#[derive(Clone, Debug)]
+pub(super) struct Early {
+    shard: ShardId,
+    point: LogPoint,
+    process: String,
+    /// The number of the request; `None` for a read.
+    number: Option<u32>,
+    /// The place in the list that was answered, or the length that the read saw.
+    count: u32,
+}
+
+/// The answers of a process before a call began: its own shows no less, but for losses.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Floor {
+    committed: u32,
+    early: Vec<(LogPoint, u32)>,
+}
+
+/// An answer that a client has got.
+pub(super) struct Answered {
+    pub(super) shard: ShardId,
+    pub(super) process: String,
+    /// The last entry that it includes.
+    pub(super) point: LogPoint,
+    pub(super) number: Option<u32>,
+    pub(super) count: u32,
+}
+
+/// What clients have got.
+#[derive(Default)]
+pub(super) struct Judge {
+    /// By process, the greatest length that was answered and is committed.
+    answered: BTreeMap<String, u32>,
+    early: Vec<Early>,
+    /// By process, what had been answered by a time, ascending.
+    floors: BTreeMap<String, Vec<(u64, Floor)>>,
+    /// Answers that were lost, and announced.
+    pub(super) lost: u64,
+    /// All answers that left early.
+    pub(super) left_early: u64,
+    /// The greatest age that the dials have allowed a stale read so far.
+    pub(super) max_lag: Micros,
+}
+
+impl Model {
+    /// Returns what was answered of a process.
+    pub(super) fn floor(&self, process: &str) -> Floor {
+        let of = self.judge.early.iter().filter(|early| early.process == process);
+        Floor {
+            committed: self.judge.answered.get(process).copied().unwrap_or_default(),
+            early: of.map(|early| (early.point, early.count)).collect(),
+        }
+    }
+
+    /// Returns the least length that a call has to show that began at a floor.
+    fn least(&self, shard: ShardId, floor: &Floor) -> u32 {
+        let kept = floor.early.iter().filter(|(point, _)| !self.has_lost(shard, *point));
+        kept.map(|(_, count)| *count).chain([floor.committed]).max().unwrap_or_default()
+    }
+
+    /// Whether any answer may be lost in this run.
+    pub(super) fn has_losses(&self) -> bool {
+        self.judge.left_early > 0
+    }
+
+    fn note_floor(&mut self, now: u64, process: &str) {
+        let floor = self.floor(process);
+        self.judge.floors.entry(process.to_owned()).or_default().push((now, floor));
+    }
+
+    /// Judges an answer that has come.
+    pub(super) fn judge(&mut self, now: u64, answered: Answered, floor: &Floor) -> Result<(), Violation> {
+        let Answered { shard, process, point, number, count } = answered;
+        let least = self.least(shard, floor);
+        let what = |text: &str| {
+            format!(
+                "{} of {process}, as of entry {point:?} of shard {shard}: {text}",
+                match number {
+                    Some(number) => format!("request {number} became {count}"),
+                    None => format!("a read saw {count}"),
+                }
+            )
+        };
+        let is_behind = if number.is_some() { count <= least } else { count < least };
+        if is_behind {
+            return Err(Violation::new(6, what(&format!("{least} was answered before"))));
+        }
+        match self.committed_epoch(shard, point.index) {
+            Some(epoch) if epoch == point.epoch || point.index == Index(0) => {
+                match number {
+                    Some(number) if self.number_at(&process, count) != Some(number) => {
+                        return Err(Violation::new(5, what("another request is committed there")));
+                    }
+                    None if self.count_at(&process, point.index) != count => {
+                        let is = self.count_at(&process, point.index);
+                        return Err(Violation::new(5, what(&format!("{is} is committed"))));
+                    }
+                    _ => {}
+                }
+                let longest = self.judge.answered.entry(process.clone()).or_default();
+                *longest = count.max(*longest);
+            }
+            // It left before its loss was known.
+            _ if self.has_lost(shard, point) => {
+                self.judge.left_early += 1;
+                self.judge.lost += 1;
+            }
+            Some(epoch) => {
+                return Err(Violation::new(4, what(&format!("epoch {epoch} took its place, unannounced"))));
+            }
+            None if !self.is_early(shard, point.epoch) => {
+                return Err(Violation::new(5, what("it is not committed")));
+            }
+            None => {
+                self.judge.left_early += 1;
+                self.judge.early.push(Early { shard, point, process: process.clone(), number, count });
+            }
+        }
+        self.note_floor(now, &process);
+        Ok(())
+    }
+
+    /// Judges a stale read that was sent at a time: it shows the state at a commit index, and all that was answered before its age.
+    pub(super) fn judge_stale(
+        &self,
+        (shard, process, point, count): (ShardId, &str, LogPoint, u32),
+        sent: u64,
+        staleness: Option<Micros>,
+        asked: Option<Micros>,
+    ) -> Result<(), Violation> {
+        let what = |text: &str| {
+            format!("a stale read of {process} saw {count}, as of entry {point:?} of shard {shard}: {text}")
+        };
+        let max_lag = asked.map_or(self.judge.max_lag, |asked| asked.min(self.judge.max_lag));
+        let Some(staleness) = staleness.filter(|staleness| *staleness <= max_lag) else {
+            return Err(Violation::new(17, what(&format!("its age is {staleness:?} of {max_lag}"))));
+        };
+        let is_committed = point.index == Index(0) || self.committed_epoch(shard, point.index).is_some();
+        if !is_committed || self.count_at(process, point.index) != count {
+            return Err(Violation::new(5, what("another state is committed, or none")));
+        }
+        let as_of = sent.saturating_sub(staleness.0);
+        let floors = self.judge.floors.get(process).map_or(&[][..], |floors| floors);
+        let before = floors.partition_point(|(at, _)| *at < as_of);
+        let least = before.checked_sub(1).map_or(0, |at| self.least(shard, &floors[at].1));
+        if count < least {
+            return Err(Violation::new(
+                6,
+                what(&format!("{least} was answered before, its age is {staleness}")),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Judges those answers that saw the entries up to this one, which is newly committed.
+    pub(super) fn check_survivor(&mut self, shard: ShardId, point: LogPoint) -> Result<(), Violation> {
+        if self.has_lost(shard, point) {
+            let what = format!("entry {point:?} of shard {shard} is committed, and was announced as lost");
+            return Err(Violation::new(4, what));
+        }
+        let is_it = |early: &mut Early| early.shard == shard && early.point.index == point.index;
+        let seen: Vec<Early> = self.judge.early.extract_if(.., is_it).collect();
+        for early in seen {
+            let Early { point: answered, process, number, count, .. } = early;
+            if answered == point {
+                let is_right = match number {
+                    Some(number) => self.number_at(&process, count) == Some(number),
+                    None => self.count_at(&process, point.index) == count,
+                };
+                if !is_right {
+                    let what =
+                        format!("{number:?} was answered as {count} of {process}, and is not at {point:?}");
+                    return Err(Violation::new(4, what));
+                }
+                let longest = self.judge.answered.entry(process).or_default();
+                *longest = count.max(*longest);
+            } else if self.has_lost(shard, answered) {
+                self.judge.lost += 1;
+            } else {
+                let what = format!("{answered:?} of shard {shard} was answered and is lost, unannounced");
+                return Err(Violation::new(4, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all that was answered early is committed, or announced as lost.
+    pub(super) fn are_answers_settled(&self) -> bool {
+        self.judge.early.iter().all(|early| self.has_lost(early.shard, early.point))
+    }
+}

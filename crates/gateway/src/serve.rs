@@ -9,7 +9,7 @@ mod supervise;
 use crate::http::{self, Limits, Server};
 use crate::program;
 use crate::signals::Signals;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -19,7 +19,7 @@ use std::process::ExitStatus;
 use std::thread;
 use std::time::{Duration, Instant};
 use stead::config::ConfigError;
-use stead::{Node, NodeBuilder, OpenError, RecoveryReport, descriptors, stderr};
+use stead::{Config, Node, NodeBuilder, OpenError, RecoveryReport, descriptors, stderr};
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -139,6 +139,7 @@ pub struct Serve {
     address: Option<SocketAddr>,
     limits: Limits,
     is_supervised: bool,
+    until_stdin_ends: bool,
     log_level: Level,
     variables: Vec<(&'static str, &'static str)>,
     on_ready: Option<OnReady>,
@@ -154,6 +155,8 @@ pub struct Ready {
     pub native: Option<SocketAddr>,
     /// The address at which other nodes of its cluster reach it, if it is part of one.
     pub cluster: Option<SocketAddr>,
+    /// Its number in that cluster.
+    pub node: Option<u32>,
     /// The data directory.
     pub data_dir: PathBuf,
     /// The recovery of the node at its start.
@@ -182,6 +185,7 @@ impl Serve {
             address: None,
             limits: Limits::default(),
             is_supervised: true,
+            until_stdin_ends: false,
             log_level: Level::INFO,
             variables: Vec::new(),
             on_ready: None,
@@ -205,6 +209,13 @@ impl Serve {
     /// Sets whether to use a supervisor. Default: `true`.
     pub fn supervised(mut self, supervised: bool) -> Self {
         self.is_supervised = supervised;
+        self
+    }
+
+    /// Sets whether to stop, as at a signal, once standard input ends: for a program that runs the server as its child, and holds
+    /// the other end of a pipe, so that the server ends with it. Default: `false`.
+    pub fn until_stdin_ends(mut self, until: bool) -> Self {
+        self.until_stdin_ends = until;
         self
     }
 
@@ -267,6 +278,9 @@ impl Serve {
         }
         if is_orphan() {
             return Err(ServerError::Orphaned);
+        }
+        if self.until_stdin_ends {
+            stop_once_stdin_ends().map_err(system("start the thread that watches standard input"))?;
         }
         let listener = http::listen(self.address.map_or_else(address_of_environment, Ok)?)?;
         if self.is_supervised {
@@ -406,6 +420,20 @@ fn exit_after(time: Duration, code: i32) {
     let _ = thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
 }
 
+/// Signals this process to stop once standard input ends, and ends it anyway if that takes too long: its parent is gone.
+fn stop_once_stdin_ends() -> io::Result<()> {
+    let watch = || {
+        // An error is an end, too.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        if let Err(error) = kill_process(getpid(), Signal::TERM) {
+            stderr::line(format_args!("stead: cannot stop: {error}"));
+        }
+        thread::sleep(Config::SHUTDOWN_TIMEOUT + LAST_RESORT);
+        exit(Serve::EXIT_STOPPED);
+    };
+    thread::Builder::new().name("stead-stdin".to_owned()).spawn(watch).map(drop)
+}
+
 fn exit(code: i32) -> ! {
     stderr::flush(LAST_LINES);
     std::process::exit(code)
@@ -426,8 +454,8 @@ fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<
         recovery.duration.as_millis()
     ));
     let Some(on_ready) = on_ready else { return };
-    let cluster = node.cluster_address();
-    let ready = Ready { address, native, cluster, data_dir: data_dir.to_owned(), recovery };
+    let (cluster, number) = (node.cluster_address(), node.cluster().map(|cluster| cluster.node().0));
+    let ready = Ready { address, native, cluster, node: number, data_dir: data_dir.to_owned(), recovery };
     // On a thread of its own: a server whose output is not read must serve, too.
     let spawned = thread::Builder::new().name("stead-ready".to_owned()).spawn(move || on_ready(ready));
     if let Err(error) = spawned {

@@ -60,6 +60,9 @@ pub(crate) struct StartArgs {
     /// Run the server as a child process, and restart it when it dies
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, action = clap::ArgAction::Set, value_name = "BOOL")]
     supervise: bool,
+    /// Stop once standard input ends: for a program that runs the server as its child, and holds the other end of a pipe
+    #[arg(long)]
+    until_stdin_ends: bool,
 }
 
 /// The line that a started server prints on standard output.
@@ -71,6 +74,8 @@ struct Ready {
     native: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<u32>,
     data: String,
     pid: u32,
     recovery: RecoveryReport,
@@ -90,6 +95,7 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
         .listen(args.listen)
         .limits(limits)
         .supervised(args.supervise)
+        .until_stdin_ends(args.until_stdin_ends)
         .log_level(args.log_level);
     for (name, value) in allocator::VARIABLES {
         serve = serve.variable(name, value);
@@ -187,9 +193,10 @@ fn open_failure(data: &Path, error: &OpenError) -> Failure {
 }
 
 fn print_ready(ready: stead_gateway::Ready) {
-    let stead_gateway::Ready { address, native, cluster, data_dir, recovery } = ready;
+    let stead_gateway::Ready { address, native, cluster, node, data_dir, recovery } = ready;
     let data = data_dir.display().to_string();
-    let ready = Ready { event: "ready", address, native, cluster, data, pid: std::process::id(), recovery };
+    let pid = std::process::id();
+    let ready = Ready { event: "ready", address, native, cluster, node, data, pid, recovery };
     if let Err(failure) = output::json(&ready) {
         stderr::line(failure);
     }

@@ -10,6 +10,7 @@ mod faults_stderr;
 mod gateway;
 mod help;
 mod lives;
+mod local;
 // The same waits as in the tests of `stead`.
 #[path = "../../../stead/tests/it/patience.rs"]
 mod patience;

@@ -1,0 +1,340 @@
+//! The nodes of a local cluster.
+
+use crate::child::NodeProcess;
+use crate::error::{LocalError, system};
+use rustix::process::Signal;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// Bytes of a node's standard error that an error repeats.
+const SAID_MAX: usize = 2_000;
+
+/// The time from the end of a process's output to its own.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Settings of a local cluster.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The first arguments of the program, before the options of `stead start`. Default: `start --supervise=false --json`.
+    pub command: Vec<OsString>,
+    /// Arguments that follow. Default: none.
+    pub arguments: Vec<OsString>,
+    /// The address for HTTP of the first node; the others have the ports that follow. Default: free ones.
+    pub http: Option<SocketAddr>,
+    /// The time in which a node has to be ready. Default: 60 s.
+    pub ready_time_max: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            command: ["start", "--supervise=false", "--json"].map(OsString::from).into(),
+            arguments: Vec::new(),
+            http: None,
+            ready_time_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The addresses of a node, which it keeps over restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// For clients over HTTP.
+    pub http: SocketAddr,
+    /// For clients by the native protocol.
+    pub native: SocketAddr,
+    /// For other nodes.
+    pub cluster: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Node {
+    data: PathBuf,
+    log: PathBuf,
+    addresses: NodeAddresses,
+    /// `None` while it does not run.
+    process: Option<NodeProcess>,
+    is_paused: bool,
+}
+
+/// A cluster of child processes on this machine. Dropping it kills them.
+///
+/// Nodes are counted from 0 here; the cluster numbers them from 1.
+#[derive(Debug)]
+pub struct LocalCluster {
+    program: PathBuf,
+    options: Options,
+    nodes: Vec<Node>,
+}
+
+impl LocalCluster {
+    /// Starts a cluster, and waits until each node is ready. The node with the number 2 has its data in `n2` below the directory, and
+    /// its standard error in `n2.log`. A cluster that ran there before starts again.
+    ///
+    /// # Errors
+    /// [`LocalError`]; the nodes are killed then.
+    ///
+    /// # Panics
+    /// Without a node, or with more than 200.
+    pub fn start(program: &Path, nodes: u16, data: &Path, options: Options) -> Result<Self, LocalError> {
+        assert!((1..=200).contains(&nodes), "a local cluster has 1 to 200 nodes");
+        std::fs::create_dir_all(data).map_err(system("create the directory of the cluster"))?;
+        let network = (fastrand::u8(1..=254), fastrand::u8(..));
+        let mut all = Vec::with_capacity(usize::from(nodes));
+        for at in 0..nodes {
+            let name = format!("n{}", at + 1);
+            let mut addresses = free_addresses(network, at)?;
+            if let Some(first) = options.http {
+                addresses.http = SocketAddr::new(first.ip(), first.port().saturating_add(at));
+            }
+            let log = data.join(format!("{name}.log"));
+            all.push(Node { data: data.join(name), log, addresses, process: None, is_paused: false });
+        }
+        let mut cluster = Self { program: program.to_owned(), options, nodes: all };
+        // A cluster that ran before needs more than half of its nodes to start; a new node gets the number that follows.
+        let has_data = |node: &Node| node.data.join("stead.json").exists();
+        let (known, fresh): (Vec<_>, Vec<_>) =
+            (0..cluster.nodes.len()).partition(|at| has_data(&cluster.nodes[*at]));
+        for at in known {
+            cluster.spawn(at)?;
+        }
+        cluster.wait_until_ready(cluster.options.ready_time_max)?;
+        for at in fresh {
+            cluster.restart(at)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Returns the number of nodes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Returns false: a cluster has at least one node.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Returns the addresses of a node.
+    ///
+    /// # Panics
+    /// If there is no such node; so do all methods that take a node.
+    #[must_use]
+    pub fn addresses(&self, node: usize) -> NodeAddresses {
+        self.nodes[node].addresses
+    }
+
+    /// Returns the addresses of all nodes for native clients.
+    #[must_use]
+    pub fn native(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.addresses.native).collect()
+    }
+
+    /// Returns the addresses of all nodes for clients over HTTP.
+    #[must_use]
+    pub fn http(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.addresses.http).collect()
+    }
+
+    /// Returns the process id of a node; `None` if it was killed or stopped.
+    #[must_use]
+    pub fn pid(&self, node: usize) -> Option<u32> {
+        self.nodes[node].process.as_ref().map(NodeProcess::pid)
+    }
+
+    /// Returns the data directory of a node.
+    #[must_use]
+    pub fn data(&self, node: usize) -> &Path {
+        &self.nodes[node].data
+    }
+
+    /// Returns the file with the standard error of a node.
+    #[must_use]
+    pub fn log(&self, node: usize) -> &Path {
+        &self.nodes[node].log
+    }
+
+    /// Returns whether a node was paused, and not resumed.
+    #[must_use]
+    pub fn is_paused(&self, node: usize) -> bool {
+        self.nodes[node].is_paused
+    }
+
+    /// Kills a node with SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn kill(&mut self, node: usize) -> Result<(), LocalError> {
+        if let Some(process) = self.nodes[node].take_process() {
+            process.signal(Signal::KILL)?;
+        }
+        Ok(())
+    }
+
+    /// Stops a node in order, by SIGTERM, and returns its exit status; `None` if it did not run. One that takes longer than this time is
+    /// killed.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn stop(&mut self, node: usize, at_most: Duration) -> Result<Option<ExitStatus>, LocalError> {
+        self.resume(node)?;
+        let Some(mut process) = self.nodes[node].take_process() else { return Ok(None) };
+        process.signal(Signal::TERM)?;
+        if process.wait(at_most)?.is_none() {
+            process.signal(Signal::KILL)?;
+        }
+        process.wait(Duration::MAX)
+    }
+
+    /// Starts a node that does not run, with its data and addresses, without waiting for it: see [`Self::wait_until_ready`].
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(&mut self, node: usize) -> Result<(), LocalError> {
+        if self.nodes[node].process.is_some() {
+            return Ok(());
+        }
+        let founder = self.nodes[0].addresses.cluster;
+        let Node { data, log, addresses, .. } = &self.nodes[node];
+        let NodeAddresses { http, native, cluster } = addresses;
+        let mut arguments = self.options.command.clone();
+        arguments.extend(["--until-stdin-ends".into(), "--data".into(), data.into()]);
+        for (option, address) in
+            [("--listen", http), ("--listen-native", native), ("--listen-cluster", cluster)]
+        {
+            arguments.extend([option.into(), address.to_string().into()]);
+        }
+        if node > 0 {
+            arguments.extend(["--join".into(), founder.to_string().into()]);
+        }
+        arguments.extend(self.options.arguments.iter().cloned());
+        let process = NodeProcess::start(&self.program, &arguments, log)?;
+        self.nodes[node].process = Some(process);
+        Ok(())
+    }
+
+    /// Starts a node that does not run, with its data and addresses, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Self::wait_until_ready`].
+    pub fn restart(&mut self, node: usize) -> Result<(), LocalError> {
+        self.spawn(node)?;
+        let wait = self.options.ready_time_max;
+        self.await_ready(node, wait, Instant::now() + wait)
+    }
+
+    /// Waits until each node that runs has reported that it is ready since its start.
+    ///
+    /// # Errors
+    /// [`LocalError::NotReady`] after that time, [`LocalError::Ended`] if one has ended.
+    pub fn wait_until_ready(&mut self, at_most: Duration) -> Result<(), LocalError> {
+        let until = Instant::now() + at_most;
+        (0..self.nodes.len()).try_for_each(|node| self.await_ready(node, at_most, until))
+    }
+
+    fn await_ready(&mut self, at: usize, waited: Duration, until: Instant) -> Result<(), LocalError> {
+        let Node { process: Some(process), data, .. } = &mut self.nodes[at] else { return Ok(()) };
+        let node = number(at);
+        if let Some(found) = process.wait_ready(until) {
+            let found = found.filter(|found| *found != u32::from(node));
+            return found.map_or(Ok(()), |found| {
+                Err(LocalError::OtherNumber { node, found, data: data.clone() })
+            });
+        }
+        if Instant::now() < until {
+            // It has closed its output, so that it ends soon.
+            process.wait(END_MAX)?;
+        }
+        self.check_node(at)?;
+        let (log, said) = (self.nodes[at].log.clone(), self.nodes[at].said());
+        Err(LocalError::NotReady { node, waited, log, said })
+    }
+
+    /// Checks that no node has ended without being asked to.
+    ///
+    /// # Errors
+    /// [`LocalError::Ended`], once; the node does not run from then on.
+    pub fn check(&mut self) -> Result<(), LocalError> {
+        (0..self.nodes.len()).try_for_each(|node| self.check_node(node))
+    }
+
+    fn check_node(&mut self, at: usize) -> Result<(), LocalError> {
+        let node = &mut self.nodes[at];
+        let Some(process) = &mut node.process else { return Ok(()) };
+        let Some(status) = process.ended()? else { return Ok(()) };
+        node.process = None;
+        let (log, said) = (node.log.clone(), node.said());
+        Err(LocalError::Ended { node: number(at), status: status.to_string(), log, said })
+    }
+
+    /// Pauses a node with SIGSTOP. It lives, and does nothing.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn pause(&mut self, node: usize) -> Result<(), LocalError> {
+        let node = &mut self.nodes[node];
+        let Some(process) = &node.process else { return Ok(()) };
+        process.signal(Signal::STOP)?;
+        node.is_paused = true;
+        Ok(())
+    }
+
+    /// Lets a paused node go on, with SIGCONT.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn resume(&mut self, node: usize) -> Result<(), LocalError> {
+        let node = &mut self.nodes[node];
+        if let Some(process) = &node.process
+            && std::mem::take(&mut node.is_paused)
+        {
+            process.signal(Signal::CONT)?;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    fn take_process(&mut self) -> Option<NodeProcess> {
+        self.is_paused = false;
+        self.process.take()
+    }
+
+    /// Returns the end of its standard error.
+    fn said(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let tail = &text[text.len().saturating_sub(SAID_MAX)..];
+        match String::from_utf8_lossy(tail).trim() {
+            "" => "(it is empty)".to_owned(),
+            text => text.to_owned(),
+        }
+    }
+}
+
+/// Returns the number that the cluster gives a node.
+fn number(at: usize) -> u16 {
+    u16::try_from(at + 1).expect("a local cluster has at most 200 nodes")
+}
+
+/// Returns free ports for a node. Each node has a loopback address of its own, so that no other program's connection takes one of
+/// the ports while the node does not run.
+fn free_addresses((a, b): (u8, u8), at: u16) -> Result<NodeAddresses, LocalError> {
+    let last = u8::try_from(at + 1).expect("a local cluster has at most 200 nodes");
+    let ip = IpAddr::V4(Ipv4Addr::new(127, a, b, last));
+    let free = || -> std::io::Result<TcpListener> { TcpListener::bind(SocketAddr::new(ip, 0)) };
+    // All are held before one is let go, so that they differ.
+    let held = [free(), free(), free()];
+    let address = |held: std::io::Result<TcpListener>| held.and_then(|held| held.local_addr());
+    let [http, native, cluster] = held.map(address);
+    let what = "find free ports on the loopback interface";
+    Ok(NodeAddresses {
+        http: http.map_err(system(what))?,
+        native: native.map_err(system(what))?,
+        cluster: cluster.map_err(system(what))?,
+    })
+}

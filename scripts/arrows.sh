@@ -46,6 +46,7 @@ stead -> stead-net
 stead -> stead-node
 stead -> stead-store
 stead-gateway -> stead
+stead-local -> stead-net
 stead-testkit -> stead
 stead-testkit -> stead-core
 stead-testkit -> stead-sim

@@ -2,6 +2,7 @@
 
 use crate::child::NodeProcess;
 use crate::error::{LocalError, system};
+use crate::links::{Door, Links};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -15,6 +16,9 @@ const SAID_MAX: usize = 2_000;
 /// The time from the end of a process's output to its own.
 const END_MAX: Duration = Duration::from_secs(5);
 
+/// The file with the addresses of the nodes, in the directory of the cluster.
+const ADDRESSES: &str = "addresses.json";
+
 /// Settings of a local cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -24,6 +28,9 @@ pub struct Options {
     pub arguments: Vec<OsString>,
     /// The address for HTTP of the first node; the others have the ports that follow. Default: free ones.
     pub http: Option<SocketAddr>,
+    /// Whether the links between the nodes can be cut and delayed: then they go through proxies of this process, which costs time.
+    /// Default: no.
+    pub links: bool,
     /// The time in which a node has to be ready. Default: 60 s.
     pub ready_time_max: Duration,
 }
@@ -34,6 +41,7 @@ impl Default for Options {
             command: ["start", "--supervise=false", "--json"].map(OsString::from).into(),
             arguments: Vec::new(),
             http: None,
+            links: false,
             ready_time_max: Duration::from_secs(60),
         }
     }
@@ -55,6 +63,12 @@ struct Node {
     data: PathBuf,
     log: PathBuf,
     addresses: NodeAddresses,
+    /// The addresses at which other nodes reach it in the place of `cluster` and `peers`, if links can be cut.
+    advertised: Option<[SocketAddr; 2]>,
+    /// The address for the messages of shards.
+    peers: SocketAddr,
+    /// Open while it runs.
+    doors: Vec<Door>,
     /// `None` while it does not run.
     process: Option<NodeProcess>,
     is_paused: bool,
@@ -68,11 +82,14 @@ pub struct LocalCluster {
     program: PathBuf,
     options: Options,
     nodes: Vec<Node>,
+    /// After the nodes, which end first.
+    links: Links,
 }
 
 impl LocalCluster {
     /// Starts a cluster, and waits until each node is ready. The node with the number 2 has its data in `n2` below the directory, and
-    /// its standard error in `n2.log`. A cluster that ran there before starts again.
+    /// its standard error in `n2.log`. A cluster that ran there before starts again,
+    /// with its addresses.
     ///
     /// # Errors
     /// [`LocalError`]; the nodes are killed then.
@@ -82,18 +99,22 @@ impl LocalCluster {
     pub fn start(program: &Path, nodes: u16, data: &Path, options: Options) -> Result<Self, LocalError> {
         assert!((1..=200).contains(&nodes), "a local cluster has 1 to 200 nodes");
         std::fs::create_dir_all(data).map_err(system("create the directory of the cluster"))?;
-        let network = (fastrand::u8(1..=254), fastrand::u8(..));
         let mut all = Vec::with_capacity(usize::from(nodes));
-        for at in 0..nodes {
+        for (at, found) in (0..nodes).zip(addresses(nodes, data)?) {
             let name = format!("n{}", at + 1);
-            let mut addresses = free_addresses(network, at)?;
+            let [http, native, cluster, peers, cluster_door, peers_door] = found;
+            let mut addresses = NodeAddresses { http, native, cluster };
             if let Some(first) = options.http {
                 addresses.http = SocketAddr::new(first.ip(), first.port().saturating_add(at));
             }
             let log = data.join(format!("{name}.log"));
-            all.push(Node { data: data.join(name), log, addresses, process: None, is_paused: false });
+            let advertised = options.links.then_some([cluster_door, peers_door]);
+            let data = data.join(name);
+            let (doors, process, is_paused) = (Vec::new(), None, false);
+            all.push(Node { data, log, addresses, advertised, peers, doors, process, is_paused });
         }
-        let mut cluster = Self { program: program.to_owned(), options, nodes: all };
+        let (program, links) = (program.to_owned(), Links::default());
+        let mut cluster = Self { program, options, nodes: all, links };
         // A cluster that ran before needs more than half of its nodes to start; a new node gets the number that follows.
         let has_data = |node: &Node| node.data.join("stead.json").exists();
         let (known, fresh): (Vec<_>, Vec<_>) =
@@ -188,7 +209,7 @@ impl LocalCluster {
         if process.wait(at_most)?.is_none() {
             process.signal(Signal::KILL)?;
         }
-        process.wait(Duration::MAX)
+        process.wait(END_MAX)
     }
 
     /// Starts a node that does not run, with its data and addresses, without waiting for it: see [`Self::wait_until_ready`].
@@ -199,22 +220,32 @@ impl LocalCluster {
         if self.nodes[node].process.is_some() {
             return Ok(());
         }
-        let founder = self.nodes[0].addresses.cluster;
-        let Node { data, log, addresses, .. } = &self.nodes[node];
+        let founder = &self.nodes[0];
+        let founder = founder.advertised.map_or(founder.addresses.cluster, |[cluster, _]| cluster);
+        let Node { data, log, addresses, advertised, peers, .. } = &self.nodes[node];
         let NodeAddresses { http, native, cluster } = addresses;
         let mut arguments = self.options.command.clone();
         arguments.extend(["--until-stdin-ends".into(), "--data".into(), data.into()]);
-        for (option, address) in
-            [("--listen", http), ("--listen-native", native), ("--listen-cluster", cluster)]
-        {
-            arguments.extend([option.into(), address.to_string().into()]);
-        }
+        let mut options =
+            vec![("--listen", http), ("--listen-native", native), ("--listen-cluster", cluster)];
+        options.push(("--listen-peers", peers));
         if node > 0 {
-            arguments.extend(["--join".into(), founder.to_string().into()]);
+            options.push(("--join", &founder));
+        }
+        let mut doors = Vec::new();
+        if let Some([cluster_door, peers_door]) = advertised {
+            options.extend([("--advertise-cluster", cluster_door), ("--advertise-peers", peers_door)]);
+            for (door, target) in [(cluster_door, cluster), (peers_door, peers)] {
+                doors.push(self.links.open_door(*door, number(node).into(), *target)?);
+            }
+        }
+        for (option, address) in options {
+            arguments.extend([option.into(), address.to_string().into()]);
         }
         arguments.extend(self.options.arguments.iter().cloned());
         let process = NodeProcess::start(&self.program, &arguments, log)?;
-        self.nodes[node].process = Some(process);
+        let node = &mut self.nodes[node];
+        (node.process, node.doors) = (Some(process), doors);
         Ok(())
     }
 
@@ -242,9 +273,8 @@ impl LocalCluster {
         let node = number(at);
         if let Some(found) = process.wait_ready(until) {
             let found = found.filter(|found| *found != u32::from(node));
-            return found.map_or(Ok(()), |found| {
-                Err(LocalError::OtherNumber { node, found, data: data.clone() })
-            });
+            return found
+                .map_or(Ok(()), |found| Err(LocalError::OtherNumber { node, found, data: data.clone() }));
         }
         if Instant::now() < until {
             // It has closed its output, so that it ends soon.
@@ -267,7 +297,7 @@ impl LocalCluster {
         let node = &mut self.nodes[at];
         let Some(process) = &mut node.process else { return Ok(()) };
         let Some(status) = process.ended()? else { return Ok(()) };
-        node.process = None;
+        node.take_process();
         let (log, said) = (node.log.clone(), node.said());
         Err(LocalError::Ended { node: number(at), status: status.to_string(), log, said })
     }
@@ -297,12 +327,72 @@ impl LocalCluster {
         }
         Ok(())
     }
+
+    /// Cuts a node off from the others: nothing passes between them, and no connection closes. Its clients still reach it.
+    ///
+    /// # Panics
+    /// If the links cannot be cut: see [`Options::links`].
+    pub fn cut(&self, node: usize) {
+        self.for_links(node, |links, from, to| links.set_cut(from, to, true));
+    }
+
+    /// Cuts one direction between two nodes: what `from` sends does not arrive at `to`.
+    ///
+    /// # Panics
+    /// As [`Self::cut`].
+    pub fn cut_link(&self, from: usize, to: usize) {
+        self.expect_links();
+        self.links.set_cut(number(from).into(), number(to).into(), true);
+    }
+
+    /// Closes the connections between a node and the others.
+    ///
+    /// # Panics
+    /// As [`Self::cut`].
+    pub fn close_links(&self, node: usize) {
+        self.expect_links();
+        self.links.close(number(node).into());
+    }
+
+    /// Heals all that is cut between a node and the others: what was sent arrives.
+    ///
+    /// # Panics
+    /// As [`Self::cut`].
+    pub fn heal(&self, node: usize) {
+        self.for_links(node, |links, from, to| links.set_cut(from, to, false));
+    }
+
+    /// Delays what passes between a node and the others by this time, up to twice as long.
+    ///
+    /// # Panics
+    /// As [`Self::cut`].
+    pub fn delay(&self, node: usize, delay: Duration) {
+        self.for_links(node, |links, from, to| links.set_delay(from, to, delay));
+    }
+
+    fn expect_links(&self) {
+        assert!(self.options.links, "the cluster was started without links that can be cut");
+    }
+
+    /// Calls a function for each direction between a node and another one.
+    fn for_links(&self, node: usize, mut call: impl FnMut(&Links, u32, u32)) {
+        self.expect_links();
+        let own = number(node).into();
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            let other = number(other).into();
+            call(&self.links, own, other);
+            call(&self.links, other, own);
+        }
+    }
 }
 
 impl Node {
     fn take_process(&mut self) -> Option<NodeProcess> {
         self.is_paused = false;
-        self.process.take()
+        let process = self.process.take();
+        // From then on connections to it are refused.
+        self.doors.clear();
+        process
     }
 
     /// Returns the end of its standard error.
@@ -321,20 +411,42 @@ fn number(at: usize) -> u16 {
     u16::try_from(at + 1).expect("a local cluster has at most 200 nodes")
 }
 
+/// The addresses of a node: for HTTP, native clients, the control plane, shards, and the doors of the last two.
+type Addresses = [SocketAddr; 6];
+
+/// Returns the addresses of all nodes. Those of an earlier run in the directory stay: the nodes know each other by them.
+fn addresses(nodes: u16, data: &Path) -> Result<Vec<Addresses>, LocalError> {
+    let file = data.join(ADDRESSES);
+    let mut all: Vec<Addresses> = match std::fs::read(&file) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| system("read the addresses of the nodes")(error.into()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(system("read the addresses of the nodes")(error)),
+    };
+    let network = match all.first().map(|[http, ..]| http.ip()) {
+        Some(IpAddr::V4(ip)) => (ip.octets()[1], ip.octets()[2]),
+        _ => (fastrand::u8(1..=254), fastrand::u8(..)),
+    };
+    for at in u16::try_from(all.len()).unwrap_or(nodes)..nodes {
+        all.push(free_addresses(network, at)?);
+    }
+    let bytes = serde_json::to_vec(&all).expect("addresses have JSON");
+    std::fs::write(file, bytes).map_err(system("write the addresses of the nodes"))?;
+    all.truncate(usize::from(nodes));
+    Ok(all)
+}
+
 /// Returns free ports for a node. Each node has a loopback address of its own, so that no other program's connection takes one of
 /// the ports while the node does not run.
-fn free_addresses((a, b): (u8, u8), at: u16) -> Result<NodeAddresses, LocalError> {
+fn free_addresses((a, b): (u8, u8), at: u16) -> Result<Addresses, LocalError> {
     let last = u8::try_from(at + 1).expect("a local cluster has at most 200 nodes");
     let ip = IpAddr::V4(Ipv4Addr::new(127, a, b, last));
-    let free = || -> std::io::Result<TcpListener> { TcpListener::bind(SocketAddr::new(ip, 0)) };
-    // All are held before one is let go, so that they differ.
-    let held = [free(), free(), free()];
-    let address = |held: std::io::Result<TcpListener>| held.and_then(|held| held.local_addr());
-    let [http, native, cluster] = held.map(address);
-    let what = "find free ports on the loopback interface";
-    Ok(NodeAddresses {
-        http: http.map_err(system(what))?,
-        native: native.map_err(system(what))?,
-        cluster: cluster.map_err(system(what))?,
-    })
+    let find = || -> std::io::Result<Vec<SocketAddr>> {
+        // All are held before one is let go, so that they differ.
+        let held: Vec<_> =
+            (0..6).map(|_| TcpListener::bind(SocketAddr::new(ip, 0))).collect::<Result<_, _>>()?;
+        held.iter().map(TcpListener::local_addr).collect()
+    };
+    let found = find().map_err(system("find free ports on the loopback interface"))?;
+    Ok(found.try_into().expect("as many as were asked for"))
 }

@@ -228,6 +228,24 @@ struct Hello {
     connection: u64,
 }
 
+impl Hello {
+    /// Returns the role of its sender; `None` if it contradicts itself.
+    const fn role(&self) -> Option<Role> {
+        match (self.node, self.directory, self.process) {
+            (Some(node), Some(directory), Some(process)) => Some(Role::Peer { node, directory, process }),
+            (None, None, None) => Some(Role::Client),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the role that the sender of a first frame claims, for a proxy between two ends, which check it themselves; `None` if the
+/// frame is no hello.
+#[must_use]
+pub fn claimed_role(frame: &Frame) -> Option<Role> {
+    (frame.head.kind == Kind::Hello).then(|| minicbor::decode::<Hello>(&frame.payload).ok()?.role()).flatten()
+}
+
 #[derive(Encode, Decode)]
 #[cbor(map)]
 struct RefusalText<'a> {
@@ -362,11 +380,7 @@ impl Handshake {
             return Err(Refusal::Version { sender: theirs, receiver: local.versions });
         }
         let hello: Hello = minicbor::decode(&frame.payload).map_err(|_| Refusal::Malformed)?;
-        let role = match (hello.node, hello.directory, hello.process) {
-            (Some(node), Some(directory), Some(process)) => Role::Peer { node, directory, process },
-            (None, None, None) => Role::Client,
-            _ => return Err(Refusal::Malformed),
-        };
+        let role = hello.role().ok_or(Refusal::Malformed)?;
         let limits = Limits {
             payload_bytes_max: hello.payload_bytes_max,
             requests_max: hello.requests_max,

@@ -65,6 +65,14 @@ pub enum AddressError {
         /// The address.
         address: SocketAddr,
     },
+    /// No connection can be made to it.
+    #[error(
+        "{address} has no port to which others could connect; name the port at which they reach this node"
+    )]
+    NoPort {
+        /// The address.
+        address: SocketAddr,
+    },
     /// The system refuses it.
     #[error("cannot use {address}: {source}; choose an address of this machine and a port that is free")]
     System {
@@ -86,6 +94,15 @@ pub fn check_loopback(address: SocketAddr) -> Result<(), AddressError> {
     } else {
         Err(AddressError::NotLoopback { address })
     }
+}
+
+/// Checks an address that others are to dial.
+///
+/// # Errors
+/// If it is not a loopback address, or has no port.
+pub fn check_dialed(address: SocketAddr) -> Result<(), AddressError> {
+    check_loopback(address)?;
+    if address.port() == 0 { Err(AddressError::NoPort { address }) } else { Ok(()) }
 }
 
 /// Listens at an address; with port 0, at one that is free.

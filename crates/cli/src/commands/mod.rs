@@ -40,7 +40,7 @@ enum Command {
     Demo(demo::DemoArgs),
     #[command(hide = true)]
     DemoChild,
-    Start(start::StartArgs),
+    Start(Box<start::StartArgs>),
     Call(call::CallArgs),
     Get(get::GetArgs),
     Status(status::StatusArgs),

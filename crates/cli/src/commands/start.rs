@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use stead::config::ConfigError;
+use stead::config::{ClusterConfig, ConfigError};
 use stead::kv::Kv;
 use stead::stderr;
 use stead::{AddressError, Config, Node, NodeBuilder, OpenError, RecoveryReport, ServiceOptions};
@@ -38,6 +38,18 @@ pub(crate) struct StartArgs {
     /// Address of a node of the cluster that a node with an empty data directory joins; may be repeated
     #[arg(long, value_name = "IP:PORT")]
     join: Vec<SocketAddr>,
+    /// Loopback address for the messages of other nodes' shards [default: the configuration's cluster.listen_peers, or a free port
+    /// at each start]
+    #[arg(long, value_name = "IP:PORT")]
+    listen_peers: Option<SocketAddr>,
+    /// Address at which other nodes reach that of --listen-cluster, if it is another one, as behind a proxy [default: the
+    /// configuration's cluster.advertise, or that of --listen-cluster]
+    #[arg(long, value_name = "IP:PORT")]
+    advertise_cluster: Option<SocketAddr>,
+    /// Address at which other nodes reach that of --listen-peers, if it is another one [default: the configuration's
+    /// cluster.advertise_peers, or that of --listen-peers]
+    #[arg(long, value_name = "IP:PORT")]
+    advertise_peers: Option<SocketAddr>,
     /// Configuration file (TOML)
     #[arg(long, env = "STEAD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -89,8 +101,16 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
         ..Limits::default()
     };
     let (data, config, shutdown_timeout) = (args.data.clone(), args.config.clone(), args.shutdown_timeout);
-    let network =
-        Network { native: args.listen_native, cluster: args.listen_cluster, join: args.join.clone() };
+    let network = Network {
+        native: args.listen_native,
+        cluster: ClusterConfig {
+            listen: args.listen_cluster,
+            join: args.join.clone(),
+            listen_peers: args.listen_peers,
+            advertise: args.advertise_cluster,
+            advertise_peers: args.advertise_peers,
+        },
+    };
     let mut serve = Serve::with(move || builder(data, config.as_deref(), shutdown_timeout, network))
         .listen(args.listen)
         .limits(limits)
@@ -109,8 +129,7 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
 /// The addresses of the command line, besides that for HTTP.
 struct Network {
     native: Option<SocketAddr>,
-    cluster: Option<SocketAddr>,
-    join: Vec<SocketAddr>,
+    cluster: ClusterConfig,
 }
 
 /// Builds the node from the configuration, which the command line overrides.
@@ -118,17 +137,14 @@ fn builder(
     data: Option<PathBuf>,
     config: Option<&Path>,
     shutdown_timeout: Option<Duration>,
-    Network { native, cluster, join }: Network,
+    Network { native, cluster }: Network,
 ) -> Result<NodeBuilder, ConfigError> {
     let mut config = Config::from_file_and_env(config)?;
     let data = data.or_else(|| config.data_dir.take()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
     config.data_dir = Some(data.clone());
     config.shutdown_timeout = shutdown_timeout.or(config.shutdown_timeout);
     config.native.listen = native.or(config.native.listen);
-    config.cluster.listen = cluster.or(config.cluster.listen);
-    if !join.is_empty() {
-        config.cluster.join = join;
-    }
+    config.cluster = config.cluster.merged(&cluster);
     Ok(Node::builder(data).service::<Kv>(ServiceOptions::default().shards_when_new(KV_SHARDS)).config(config))
 }
 
@@ -181,9 +197,13 @@ fn open_failure(data: &Path, error: &OpenError) -> Failure {
     let cluster = "the server cannot become part of its cluster".to_owned();
     let directory = || format!("cannot open the data directory {}", data.display());
     let (exit, what) = match error {
-        OpenError::Address(AddressError::NotLoopback { .. }) => (Exit::Usage, native),
+        OpenError::Address(AddressError::NotLoopback { .. } | AddressError::NoPort { .. }) => {
+            (Exit::Usage, native)
+        }
         OpenError::Address(AddressError::System { .. }) | OpenError::Native(_) => (Exit::Failed, native),
-        OpenError::Cluster(AddressError::NotLoopback { .. }) => (Exit::Usage, cluster),
+        OpenError::Cluster(AddressError::NotLoopback { .. } | AddressError::NoPort { .. }) => {
+            (Exit::Usage, cluster)
+        }
         OpenError::Enter(error) if error.may_pass() => (Exit::Fatal, cluster),
         OpenError::Cluster(AddressError::System { .. }) | OpenError::Enter(_) => (Exit::Failed, cluster),
         error if error.may_pass() => (Exit::Fatal, directory()),

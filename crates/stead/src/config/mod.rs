@@ -101,6 +101,29 @@ pub struct ClusterConfig {
     /// a variable. Default: none, and a node with an empty data directory founds a cluster.
     #[serde(deserialize_with = "addresses")]
     pub join: Vec<SocketAddr>,
+    /// Loopback address for the messages of other nodes' shards; port 0 picks a free one at each start. Default: port 0 of the address
+    /// of `listen`.
+    pub listen_peers: Option<SocketAddr>,
+    /// Loopback address at which other nodes reach what listens at `listen`, if it is another one, as behind a proxy. Default: the
+    /// address of `listen`.
+    pub advertise: Option<SocketAddr>,
+    /// Loopback address at which other nodes reach what listens at `listen_peers`, if it is another one. Default: the address of
+    /// `listen_peers`.
+    pub advertise_peers: Option<SocketAddr>,
+}
+
+impl ClusterConfig {
+    /// Returns the settings of `over`, and these where it has none.
+    #[must_use]
+    pub fn merged(&self, over: &Self) -> Self {
+        Self {
+            listen: over.listen.or(self.listen),
+            join: if over.join.is_empty() { self.join.clone() } else { over.join.clone() },
+            listen_peers: over.listen_peers.or(self.listen_peers),
+            advertise: over.advertise.or(self.advertise),
+            advertise_peers: over.advertise_peers.or(self.advertise_peers),
+        }
+    }
 }
 
 /// Settings of the log.

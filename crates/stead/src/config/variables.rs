@@ -23,12 +23,15 @@ const TOP: [&str; 8] = [
 /// Tables at the top level.
 pub(super) const TABLES: [&str; 6] = ["memory", "native", "cluster", "log", "checkpoints", "services"];
 /// Keys in the tables that exist once.
-const IN_TABLES: [&str; 14] = [
+const IN_TABLES: [&str; 17] = [
     "memory.bytes_max",
     "memory.uncommitted_bytes_max",
     "native.listen",
     "cluster.listen",
     "cluster.join",
+    "cluster.listen_peers",
+    "cluster.advertise",
+    "cluster.advertise_peers",
     "log.segment_bytes",
     "checkpoints.interval",
     "checkpoints.keep",

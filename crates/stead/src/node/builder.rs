@@ -2,7 +2,9 @@
 
 use super::cluster::Entry;
 use super::{CheckpointOptions, Node};
-use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest};
+use crate::config::{
+    CheckpointConfig, ClusterConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest,
+};
 use crate::error::OpenError;
 use crate::service::{Process, RegisteredTwice, Registry, Task};
 use std::collections::{BTreeMap, BTreeSet};
@@ -129,8 +131,7 @@ pub struct NodeBuilder {
     pub(crate) wall: Option<Wall>,
     pub(crate) clock_confirm: Option<Duration>,
     pub(crate) native: Option<Listen>,
-    pub(crate) cluster: Option<SocketAddr>,
-    pub(crate) join: Vec<SocketAddr>,
+    pub(crate) cluster: ClusterConfig,
     pub(crate) join_timeout: Duration,
     pub(crate) http: Option<SocketAddr>,
 }
@@ -172,8 +173,7 @@ impl NodeBuilder {
             wall: None,
             clock_confirm: None,
             native: None,
-            cluster: None,
-            join: Vec::new(),
+            cluster: ClusterConfig::default(),
             join_timeout: JOIN_TIMEOUT,
             http: None,
         }
@@ -309,7 +309,22 @@ impl NodeBuilder {
     /// node's address; from then on its data directory knows the cluster. Off by default: the node is alone.
     #[must_use]
     pub fn listen_cluster(mut self, address: SocketAddr) -> Self {
-        self.cluster = Some(address);
+        self.cluster.listen = Some(address);
+        self
+    }
+
+    /// Sets the loopback address for the messages of other nodes' shards; port 0 picks a free one at each start, which is the default.
+    #[must_use]
+    pub fn listen_peers(mut self, address: SocketAddr) -> Self {
+        self.cluster.listen_peers = Some(address);
+        self
+    }
+
+    /// Sets the loopback addresses at which other nodes reach this one, if they are others than those at which it listens, as behind
+    /// a proxy: in the place of [`Self::listen_cluster`], and of [`Self::listen_peers`].
+    #[must_use]
+    pub fn advertise(mut self, cluster: SocketAddr, peers: SocketAddr) -> Self {
+        (self.cluster.advertise, self.cluster.advertise_peers) = (Some(cluster), Some(peers));
         self
     }
 
@@ -317,7 +332,7 @@ impl NodeBuilder {
     /// runs suffices. Without [`Self::listen_cluster`] the node listens at a free port of 127.0.0.1.
     #[must_use]
     pub fn join(mut self, nodes: impl IntoIterator<Item = SocketAddr>) -> Self {
-        self.join = nodes.into_iter().collect();
+        self.cluster.join = nodes.into_iter().collect();
         self
     }
 
@@ -386,7 +401,7 @@ impl NodeBuilder {
     pub(super) fn open_without(self, not_here: BTreeMap<ShardId, Place>) -> Result<Node, OpenError> {
         let options = self.options()?;
         crate::descriptors::raise_limit();
-        let Self { path, registry, disk, wall, native, config, cluster, join, join_timeout, http, .. } = self;
+        let Self { path, registry, disk, wall, native, config, cluster, join_timeout, http, .. } = self;
         let native = match config.native.listen.map(Listen::At).or(native) {
             None => None,
             Some(Listen::At(address)) => Some(bind(address).map_err(OpenError::Address)?),
@@ -408,13 +423,13 @@ impl NodeBuilder {
                 Arc::new(RealDisk::open(&path).map_err(failed)?)
             }
         };
-        let join = if config.cluster.join.is_empty() { join } else { config.cluster.join };
-        let listen = config.cluster.listen.or(cluster);
-        let listen = listen.or((!join.is_empty()).then_some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))));
+        let cluster = cluster.merged(&config.cluster);
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = cluster.listen.or((!cluster.join.is_empty()).then_some(any));
         match listen {
             None => Ok(Node::new(Life::open(registry, disk, SystemClock::new(wall), options)?, None)),
             Some(listen) => {
-                let entry = Entry { listen, join, http, wait: join_timeout };
+                let entry = Entry { listen, cluster, http, wait: join_timeout };
                 super::cluster::open(registry, disk, wall, options, entry)
             }
         }
@@ -458,7 +473,7 @@ impl NodeBuilder {
                     .or(self.memory.uncommitted_bytes_max),
             },
             native: config.native.clone(),
-            cluster: config.cluster.clone(),
+            cluster: self.cluster.merged(&config.cluster),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),

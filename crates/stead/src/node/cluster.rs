@@ -1,14 +1,15 @@
 //! A node that is part of a cluster: it enters before its data are recovered.
 
 use super::Node;
+use crate::config::ClusterConfig;
 use crate::error::OpenError;
 use crate::service::Registry;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_cluster::{Addresses, ClusterOptions, Entered, NewService, enter};
 use stead_core::control::dial::Dial;
-use stead_net::network::bind;
+use stead_net::network::{bind, check_dialed};
 use stead_node::{Clock, Life, Options, SystemClock, Wall};
 use stead_store::disk::Disk;
 
@@ -16,8 +17,8 @@ use stead_store::disk::Disk;
 pub(super) struct Entry {
     /// The address for the other nodes' control plane.
     pub(super) listen: SocketAddr,
-    /// The addresses to ask, if the data directory is empty.
-    pub(super) join: Vec<SocketAddr>,
+    /// The other addresses.
+    pub(super) cluster: ClusterConfig,
     /// The address of the program's HTTP server.
     pub(super) http: Option<SocketAddr>,
     /// The time for the entry.
@@ -32,12 +33,18 @@ pub(super) fn open(
     options: Options,
     entry: Entry,
 ) -> Result<Node, OpenError> {
+    let ClusterConfig { join, listen_peers, advertise, advertise_peers, .. } = entry.cluster;
     let listener = bind(entry.listen).map_err(OpenError::Cluster)?;
-    let peers = bind(SocketAddr::new(entry.listen.ip(), 0)).map_err(OpenError::Cluster)?;
-    let address = |listener: &std::net::TcpListener| listener.local_addr().map_err(OpenError::Native);
+    let listen_peers = listen_peers.unwrap_or_else(|| SocketAddr::new(entry.listen.ip(), 0));
+    let peers = bind(listen_peers).map_err(OpenError::Cluster)?;
+    let address = |listener: &TcpListener| listener.local_addr().map_err(OpenError::Native);
+    let known = |listener: &TcpListener, advertised: Option<SocketAddr>| match advertised {
+        Some(advertised) => check_dialed(advertised).map(|()| advertised).map_err(OpenError::Cluster),
+        None => address(listener),
+    };
     let addresses = Addresses {
-        cluster: address(&listener)?,
-        peers: address(&peers)?,
+        cluster: known(&listener, advertise)?,
+        peers: known(&peers, advertise_peers)?,
         clients: options.native.as_ref().map(|native| address(&native.listener)).transpose()?,
         http: entry.http,
     };
@@ -46,13 +53,8 @@ pub(super) fn open(
         shards: service.shards.unwrap_or(service.when_new),
         dial: Dial::default(),
     });
-    let cluster = ClusterOptions {
-        listener,
-        addresses,
-        join: entry.join,
-        services: services.collect(),
-        wait: entry.wait,
-    };
+    let cluster =
+        ClusterOptions { listener, addresses, join, services: services.collect(), wait: entry.wait };
     let wall = wall.map(Arc::new);
     let clock = |wall: &Option<Arc<Wall>>| {
         let wall = wall.clone();

@@ -177,3 +177,20 @@ fn any_node_answers_also_once_the_primary_is_killed() {
         _ => None,
     });
 }
+
+#[test]
+fn addresses_that_no_other_node_can_use_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = SocketAddr::from(([127, 0, 0, 1], 7430));
+    let refused = |cluster, peers| match member(dir.path()).advertise(cluster, peers).open() {
+        Err(OpenError::Cluster(error)) => error.to_string(),
+        other => panic!("{:?}", other.map(drop)),
+    };
+    assert!(refused(any(), good).contains("127.0.0.1:0 has no port to which others could connect"));
+    let far = SocketAddr::from(([192, 0, 2, 1], 7430));
+    assert!(refused(good, far).contains("192.0.2.1:7430 is not a loopback address"));
+    let Err(OpenError::Cluster(error)) = member(dir.path()).listen_peers(far).open() else {
+        panic!("it listens")
+    };
+    assert!(error.to_string().contains("192.0.2.1:7430 is not a loopback address"), "{error}");
+}

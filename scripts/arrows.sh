@@ -57,7 +57,9 @@ stead-cli -> stead
 stead-cli -> stead-flights
 stead-cli -> stead-gateway
 stead-chaos -> stead
-stead-chaos -> stead-flights'
+stead-chaos -> stead-flights
+stead-chaos -> stead-gateway
+stead-chaos -> stead-local'
 found=$(grep -E -- '-> stead(-|$)' <<<"$normal" || true)
 comm -13 <(sort <<<"$arrows") <(sort <<<"$found") |
     report 'forbidden arrow' 'remove the dependency, or list it in scripts/arrows.sh and say why in ARCHITECTURE.md'

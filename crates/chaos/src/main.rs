@@ -4,6 +4,7 @@
 //!     stead-chaos kills --app bank --kills 500
 //!     stead-chaos kills --app innocents --kills 20 --life-max-ms 3000
 //!     stead-chaos power --cuts 100            (as root: it mounts a file system of its own)
+//!     stead-chaos cluster --seconds 1800      (several nodes, whose links are cut, too)
 
 #![deny(unsafe_code)]
 
@@ -18,6 +19,7 @@ macro_rules! print_line {
 #[path = "../../stead/examples/bank/bank.rs"]
 mod account;
 mod bank;
+mod cluster;
 mod flights;
 mod innocents;
 mod power;
@@ -35,7 +37,7 @@ use stead_flights::conductor::{Executioner, Sigkill};
 #[derive(Debug, Parser)]
 #[command(
     name = "stead-chaos",
-    after_help = "Example:\n  stead-chaos kills --app bank --kills 500\n  stead-chaos power --cuts 100 --seed 7"
+    after_help = "Example:\n  stead-chaos kills --app bank --kills 500\n  stead-chaos power --cuts 100 --seed 7\n  stead-chaos cluster --seconds 1800"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -63,6 +65,20 @@ enum Command {
         cuts: u32,
         #[command(flatten)]
         run: RunArgs,
+    },
+    /// Kill, pause and cut off the nodes of a cluster while clients call it, and check the history of each register and the bank
+    #[command(
+        after_help = "Example:\n  stead-chaos cluster --seconds 1800\n  stead-chaos cluster --nodes 5 --seed 7 --json\n\nOne node has a file system of its own, whose power is cut and which is filled: that needs root, loop devices and ext4."
+    )]
+    Cluster {
+        #[command(flatten)]
+        run: cluster::ClusterArgs,
+    },
+    /// Run a node of the cluster
+    #[command(hide = true)]
+    Node {
+        #[command(flatten)]
+        node: Box<cluster::node::NodeArgs>,
     },
     /// Run the bank, which reads its commands from standard input
     #[command(hide = true)]
@@ -121,6 +137,8 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Kills { kills, run } => kill(kills, &run),
         Command::Power { cuts, run } => cut_power(cuts, &run),
+        Command::Cluster { run } => cluster::run(&run),
+        Command::Node { node } => cluster::node::serve(&node).map(|()| true).map_err(Into::into),
         Command::BankChild => bank::serve().map(|()| true).map_err(Into::into),
         Command::FlightsChild => stead_flights::child::run().map(|()| true).map_err(Into::into),
         Command::InnocentsChild => innocents::serve().map(|()| true).map_err(Into::into),

@@ -70,13 +70,14 @@ impl PowerCut {
         Ok(())
     }
 
-    fn cut(&self) -> Result<(), String> {
+    /// Cuts the power: from then on every access to the file system fails.
+    pub(crate) fn cut(&self) -> Result<(), String> {
         let directory = File::open(&self.mount).map_err(|error| format!("cannot open the mount: {error}"))?;
         shut_down(&directory).map_err(|error| format!("cannot shut down the file system: {error}"))
     }
 
     /// Replays the file system's log and checks for damage; then mounts it again.
-    fn power_on(&mut self) -> Result<(), String> {
+    pub(crate) fn power_on(&mut self) -> Result<(), String> {
         self.unmount()?;
         // Exit code 1 means that the log was replayed.
         run("e2fsck", [OsStr::new("-p"), self.image.as_os_str()], &[0, 1])?;

@@ -43,3 +43,18 @@ fn a_run_whose_reader_is_gone_comes_to_its_end() {
         .expect("the program is built with this test");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn a_cluster_under_faults_answers_as_one_node_does() {
+    let seed = fastrand::u64(..).to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_stead-chaos"))
+        .args(["cluster", "--seconds", "4", "--json", "--seed", &seed])
+        .output()
+        .expect("the program is built with this test");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "--seed {seed}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    let run: serde_json::Value = serde_json::from_str(&text).expect("one JSON document");
+    let episode = &run["episodes"][0];
+    assert!(run["holds"] == true && episode["registers"]["operations"].as_u64() > Some(100), "{text}");
+    assert_eq!(episode["transfers"]["balances"], 32_000, "{text}");
+}

@@ -12,7 +12,7 @@ fn config(seed: u64, nodes: usize, bug: Option<ClusterBug>) -> ClusterConfig {
 #[test]
 fn clusters_keep_every_answer_and_message() {
     let mut marks = ClusterMarks::default();
-    for seed in 1..=30 {
+    for seed in 1..=20 {
         let nodes = 1 + seed as usize % 5;
         match run_cluster(config(seed, nodes, None)) {
             Ok(report) => marks.add(&report.marks),

@@ -148,8 +148,8 @@ impl ControlState {
         Ok(())
     }
 
-    fn check_dial(&self, dial: Dial) -> Result<(), Refusal> {
-        dial.check().map_err(Refusal::Dial)?;
+    /// Checks that there are nodes for more replicas.
+    fn check_nodes(&self, dial: Dial) -> Result<(), Refusal> {
         let nodes = self.nodes.values().filter(|node| !node.is_leaving).count();
         if usize::from(dial.replicas) > nodes {
             let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
@@ -159,7 +159,7 @@ impl ControlState {
     }
 
     fn create_service(&mut self, name: &str, dial: Dial, starts: &[ShardStart]) -> Result<(), Refusal> {
-        self.check_dial(dial)?;
+        dial.check().map_err(Refusal::Dial)?;
         if self.topology.service_id(name).is_some() {
             let reason = format!("service {name} exists; change its dial instead");
             return Err(Refusal::Service { reason });
@@ -222,7 +222,10 @@ impl ControlState {
         if current != expected {
             return Err(Refusal::Outdated);
         }
-        self.check_dial(dial)?;
+        dial.check().map_err(Refusal::Dial)?;
+        if dial.replicas > current.replicas {
+            self.check_nodes(dial)?;
+        }
         self.dials[at] = dial;
         Ok(())
     }

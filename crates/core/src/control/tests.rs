@@ -300,8 +300,6 @@ fn impossible_services_and_dials_are_refused() {
         outcome => panic!("{outcome:?}"),
     };
     let one = || vec![NodeId(1)];
-    let too_many = Refusal::TooFewNodes { replicas: 4, nodes: 3 };
-    assert_eq!(refused(&mut state, create("a", dial(4, Acks::Majority), one())), too_many);
     assert_eq!(refused(&mut state, create("a", dial(1, Acks::Majority), vec![])), Refusal::Start);
     let unknown = Refusal::NoNode { node: NodeId(4) };
     assert_eq!(refused(&mut state, create("a", Dial::default(), vec![NodeId(4)])), unknown);
@@ -311,11 +309,21 @@ fn impossible_services_and_dials_are_refused() {
     }
     let expected = state.dials()[0];
     let set = |expected, dial| Command::SetDial { service: ServiceId(0), expected, dial };
+    let too_many = Refusal::TooFewNodes { replicas: 4, nodes: 3 };
+    assert_eq!(refused(&mut state, set(expected, dial(4, Acks::Majority))), too_many);
     let acks = DialError::Acks { acks: 4, replicas: 3 };
     assert_eq!(refused(&mut state, set(expected, dial(3, Acks::Count(4)))), Refusal::Dial(acks));
     assert_eq!(refused(&mut state, set(dial(1, Acks::Majority), dial(2, Acks::Majority))), Refusal::Outdated);
     assert_eq!(state, before);
     assert_eq!(state.apply(set(expected, dial(2, Acks::Count(2)))), Outcome::Done);
+    // A service may begin before all of its nodes have joined, and what does not add to its replicas may change meanwhile.
+    assert_eq!(state.apply(create("early", dial(5, Acks::Majority), one())), Outcome::Done);
+    let later = |from, to| Command::SetDial { service: ServiceId(1), expected: from, dial: to };
+    assert_eq!(state.apply(later(dial(5, Acks::Majority), dial(4, Acks::Count(2)))), Outcome::Done);
+    assert_eq!(
+        refused(&mut state, later(dial(4, Acks::Count(2)), dial(5, Acks::Majority))),
+        Refusal::TooFewNodes { replicas: 5, nodes: 3 }
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The errors of a configuration.
 
+use stead_core::control::dial::DialError;
 use thiserror::Error;
 
 /// Reasons for which a configuration is invalid.
@@ -32,6 +33,14 @@ pub enum ConfigError {
         value: String,
         /// The allowed values.
         must: &'static str,
+    },
+    /// The dial of a service is impossible.
+    #[error("the dial of service {service:?} is impossible: {reason}")]
+    Dial {
+        /// The service.
+        service: String,
+        /// The reason.
+        reason: DialError,
     },
     /// A service in the configuration that the program does not have.
     #[error("the configuration names service {name:?}, which this program does not have{}",

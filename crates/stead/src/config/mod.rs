@@ -17,6 +17,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use stead_core::commit_tracker::EpochConfig;
+use stead_core::control::dial::{Acks, Dial};
 use stead_core::ids::Micros;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
@@ -187,6 +189,20 @@ impl Interval {
 pub struct ServiceConfig {
     /// Shards of a new service: 1 to 4096. Default 8.
     pub shards: Option<u32>,
+    /// Replicas of each shard of a service that is new in a cluster: 1 to 32. As long as there are fewer nodes, there are fewer
+    /// replicas. This and the three that follow are the dial with which such a service begins; from then on `stead service set`
+    /// changes it. A node without a cluster has one replica of each shard. Default 1.
+    pub replicas: Option<u8>,
+    /// Replicas that store an entry before its client is answered: a number up to `replicas`, or `majority`. Default `majority`.
+    #[serde(deserialize_with = "acks")]
+    pub acks: Option<Acks>,
+    /// The greatest age of an answer that is read at a backup, and the greatest lag of the backups of a service whose `acks` are less
+    /// than a majority: 1 ms to 24 h. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub max_lag: Option<Duration>,
+    /// The span of the leases of the primaries of such a service, by which its failovers take longer: 1 ms to 1 h. Default 500 ms.
+    #[serde(deserialize_with = "duration")]
+    pub lease: Option<Duration>,
     /// Time after which a session expires without a request: 1 s to 30 days. Default 1 h.
     #[serde(deserialize_with = "duration")]
     pub session_ttl: Option<Duration>,
@@ -346,6 +362,14 @@ impl Config {
         for (name, service) in &self.services {
             let key = |field: &str| format!("services.{name}.{field}");
             range(&key("shards"), service.shards, 1..=Topology::SHARDS_MAX, "1 to 4096")?;
+            let members = 1..=EpochConfig::MEMBERS_MAX as u8;
+            range(&key("replicas"), service.replicas, members.clone(), "1 to 32")?;
+            if let Some(Acks::Count(acks)) = service.acks {
+                range(&key("acks"), Some(acks), members, "1 to 32, or majority")?;
+            }
+            let milli = Duration::from_millis(1);
+            time(&key("max_lag"), service.max_lag, milli, hour * 24, "1ms to 24h")?;
+            time(&key("lease"), service.lease, milli, hour, "1ms to 1h")?;
             time(&key("session_ttl"), service.session_ttl, second, hour * 720, "1s to 720h")?;
             time(&key("idempotency_ttl"), service.idempotency_ttl, second, hour * 8760, "1s to 8760h")?;
             range(&key("attempts_max"), service.attempts_max, 1..=1000, "1 to 1000")?;
@@ -370,6 +394,10 @@ impl ServiceConfig {
         let Some(over) = over else { return self.clone() };
         Self {
             shards: over.shards.or(self.shards),
+            replicas: over.replicas.or(self.replicas),
+            acks: over.acks.or(self.acks),
+            max_lag: over.max_lag.or(self.max_lag),
+            lease: over.lease.or(self.lease),
             session_ttl: over.session_ttl.or(self.session_ttl),
             idempotency_ttl: over.idempotency_ttl.or(self.idempotency_ttl),
             attempts_max: over.attempts_max.or(self.attempts_max),
@@ -379,6 +407,24 @@ impl ServiceConfig {
             waiting_bytes_max: over.waiting_bytes_max.or(self.waiting_bytes_max),
             dead_letter_bytes_max: over.dead_letter_bytes_max.or(self.dead_letter_bytes_max),
         }
+    }
+
+    /// Returns the dial of a service.
+    ///
+    /// # Errors
+    /// [`ConfigError::Dial`] for one that is impossible.
+    pub(crate) fn dial(&self, service: &str) -> Result<Dial, ConfigError> {
+        let standard = Dial::default();
+        let dial = Dial {
+            replicas: self.replicas.unwrap_or(standard.replicas),
+            acks: self.acks.unwrap_or(standard.acks),
+            max_lag: self.max_lag.map_or(standard.max_lag, Into::into),
+            lease: self.lease.map_or(standard.lease, Into::into),
+            ..standard
+        };
+        let impossible = |reason| ConfigError::Dial { service: service.to_owned(), reason };
+        dial.check().map_err(impossible)?;
+        Ok(dial)
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -436,6 +482,23 @@ fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAdd
                 part.parse().map_err(reason)
             };
             parts.map(parse).collect()
+        }
+    }
+}
+
+/// Reads a number of replicas, or `majority`.
+fn acks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Acks>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Count(u8),
+        Text(String),
+    }
+    match Value::deserialize(deserializer) {
+        Ok(Value::Count(count)) => Ok(Some(Acks::Count(count))),
+        Ok(Value::Text(text)) if text == "majority" => Ok(Some(Acks::Majority)),
+        Ok(Value::Text(_)) | Err(_) => {
+            Err(serde::de::Error::custom("acks are a number of replicas, 1 to 32, or \"majority\""))
         }
     }
 }

@@ -73,6 +73,37 @@ fn every_key_has_a_variable() {
 }
 
 #[test]
+fn a_dial_is_read_and_an_impossible_one_is_refused() {
+    let bank = |text: &str| {
+        let config = Config::from_toml(&format!("[services.bank]\n{text}"), "test");
+        config.map_err(|error| error.to_string()).map(|mut config| config.services.remove("bank").unwrap())
+    };
+    let dial = |text: &str| bank(text)?.dial("bank").map_err(|error| error.to_string());
+    let set = dial("replicas = 3\nacks = 1\nmax_lag = \"2s\"\nlease = \"1s\"").unwrap();
+    assert_eq!((set.replicas, set.acks), (3, Acks::Count(1)));
+    assert_eq!((set.max_lag, set.lease), (Micros::from_secs(2), Micros::from_secs(1)));
+    assert_eq!(dial("replicas = 3\nacks = \"majority\"").unwrap(), Dial { replicas: 3, ..Dial::default() });
+    for (text, reason) in [
+        ("replicas = 0", "services.bank.replicas is 0; it must be 1 to 32"),
+        ("acks = 33", "services.bank.acks is 33; it must be 1 to 32, or majority"),
+        ("acks = \"most\"", "acks are a number of replicas, 1 to 32, or \"majority\""),
+        ("acks = 300", "acks are a number of replicas, 1 to 32, or \"majority\""),
+        ("lease = \"0s\"", "services.bank.lease is 0ns; it must be 1ms to 1h"),
+        (
+            "replicas = 3\nacks = 4",
+            "the dial of service \"bank\" is impossible: 4 acks of 3 replicas are out of range; ask for 1 to 3",
+        ),
+    ] {
+        let error = dial(text).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+    }
+    let of_variables =
+        vars(&[("STEAD_CFG_SERVICES_BANK_ACKS", "2"), ("STEAD_CFG_SERVICES_BANK_REPLICAS", "3")]);
+    let config = Config::from_file_and_vars(None, of_variables).unwrap();
+    assert_eq!(config.services["bank"].dial("bank").unwrap().acks, Acks::Count(2));
+}
+
+#[test]
 fn unknown_keys_are_refused_with_a_hint() {
     let error = Config::from_toml("thread = 2", "test").unwrap_err();
     assert!(error.to_string().contains("did you mean \"threads\""), "{error}");

@@ -43,8 +43,12 @@ const IN_TABLES: [&str; 17] = [
     "checkpoints.copy_keep",
 ];
 /// Keys in the table of each service.
-const OF_SERVICES: [&str; 9] = [
+const OF_SERVICES: [&str; 13] = [
     "shards",
+    "replicas",
+    "acks",
+    "max_lag",
+    "lease",
     "session_ttl",
     "idempotency_ttl",
     "attempts_max",

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use stead_core::control::dial::{Acks, Dial};
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::shard::Settings;
@@ -41,6 +42,42 @@ impl ServiceOptions {
     #[must_use]
     pub fn shards_when_new(mut self, shards: u32) -> Self {
         self.shards_when_new = Some(shards);
+        self
+    }
+
+    /// Sets the number of replicas of each of its shards: 1 to 32, 1 by default. As long as the cluster has fewer nodes, there are fewer
+    /// replicas.
+    ///
+    /// This, [`Self::acks`], [`Self::max_lag`] and [`Self::lease`] are the dial with which a service begins that the cluster does not have
+    /// yet; from then on [`Membership::set_dial`](crate::Membership::set_dial) and `stead service set` change it. A node without a
+    /// cluster has one replica of each shard.
+    #[must_use]
+    pub fn replicas(mut self, replicas: u8) -> Self {
+        self.config.replicas = Some(replicas);
+        self
+    }
+
+    /// Sets the number of replicas that store an entry before its client is answered: at most [`Self::replicas`], a majority of them by
+    /// default. With less than a majority the service is asynchronous: a failover may lose what it has answered, and announces that.
+    #[must_use]
+    pub fn acks(mut self, acks: Acks) -> Self {
+        self.config.acks = Some(acks);
+        self
+    }
+
+    /// Sets the greatest age of an answer that is read at a backup, and the greatest lag of the backups of an asynchronous service, above
+    /// which it refuses writes: 1 ms to 24 h, 10 s by default.
+    #[must_use]
+    pub fn max_lag(mut self, lag: Duration) -> Self {
+        self.config.max_lag = Some(lag);
+        self
+    }
+
+    /// Sets the span of the leases of an asynchronous service's primaries, by which its failovers take longer: 1 ms to 1 h, 500 ms by
+    /// default.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.config.lease = Some(lease);
         self
     }
 
@@ -400,6 +437,7 @@ impl NodeBuilder {
     /// As [`Self::open`], without the shards that are not on this node.
     pub(super) fn open_without(self, not_here: BTreeMap<ShardId, Place>) -> Result<Node, OpenError> {
         let options = self.options()?;
+        let dials = self.dials()?;
         crate::descriptors::raise_limit();
         let Self { path, registry, disk, wall, native, config, cluster, join_timeout, http, .. } = self;
         let native = match config.native.listen.map(Listen::At).or(native) {
@@ -429,10 +467,18 @@ impl NodeBuilder {
         match listen {
             None => Ok(Node::new(Life::open(registry, disk, SystemClock::new(wall), options)?, None)),
             Some(listen) => {
-                let entry = Entry { listen, cluster, http, wait: join_timeout };
+                let entry = Entry { listen, cluster, http, dials, wait: join_timeout };
                 super::cluster::open(registry, disk, wall, options, entry)
             }
         }
+    }
+
+    /// Returns the dials with which its services begin in a cluster, in their order.
+    fn dials(&self) -> Result<Vec<Dial>, ConfigError> {
+        let dial = |(name, options): (&&str, &ServiceOptions)| {
+            options.config.merged(self.config.services.get(*name)).dial(name)
+        };
+        self.services.iter().map(dial).collect()
     }
 
     /// Checks all settings of code and configuration.

@@ -19,6 +19,8 @@ pub(super) struct Entry {
     pub(super) listen: SocketAddr,
     /// The other addresses.
     pub(super) cluster: ClusterConfig,
+    /// The dials of the program's services, in their order.
+    pub(super) dials: Vec<Dial>,
     /// The address of the program's HTTP server.
     pub(super) http: Option<SocketAddr>,
     /// The time for the entry.
@@ -48,10 +50,10 @@ pub(super) fn open(
         clients: options.native.as_ref().map(|native| address(&native.listener)).transpose()?,
         http: entry.http,
     };
-    let services = options.services.iter().map(|service| NewService {
+    let services = options.services.iter().zip(entry.dials).map(|(service, dial)| NewService {
         name: service.name.clone(),
         shards: service.shards.unwrap_or(service.when_new),
-        dial: Dial::default(),
+        dial,
     });
     let cluster =
         ClusterOptions { listener, addresses, join, services: services.collect(), wait: entry.wait };

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use stead::{
-    DialChange, EnterError, Node, NodeBuilder, NodeState, NotReady, OpenError, OperateError, ShardPlaces,
+    Acks, Config, DialChange, EnterError, Node, NodeBuilder, NodeState, NotReady, OpenError, OperateError,
+    ServiceOptions, ShardPlaces,
 };
 
 fn any() -> SocketAddr {
@@ -53,6 +54,35 @@ fn a_directory_of_a_node_without_a_cluster_is_refused_and_unchanged() {
     assert!(matches!(member(dir.path()).open(), Err(OpenError::Enter(EnterError::NotOfCluster))));
     let alone = builder(dir.path()).open().unwrap();
     assert_eq!(alone.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 5);
+}
+
+#[test]
+fn a_service_begins_with_the_dial_of_code_and_configuration() {
+    let with = |dir: &Path, options, text: &str| {
+        let config = Config::from_toml(text, "test").unwrap();
+        let node = Node::builder(dir).service::<Account>(options).config(config);
+        node.threads(1).listen_cluster(any())
+    };
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let options = ServiceOptions::default().shards(2).replicas(2).acks(Acks::Count(3));
+    let opened = with(dirs[0].path(), options.clone(), "").open();
+    let Err(error) = opened else { panic!("its dial is impossible") };
+    assert!(error.to_string().contains("3 acks of 2 replicas are out of range"), "{error}");
+    let text = "[services.account]\nacks = 1\nmax_lag = \"7s\"";
+    let first = with(dirs[0].path(), options, text).open().unwrap();
+    let dial = |node: &Node| {
+        let dial = node.cluster().unwrap().status().services.remove(0);
+        (dial.replicas, dial.acks, dial.max_lag_ms)
+    };
+    assert_eq!(dial(&first), (2, Some(1), 7_000));
+    // The dial of a service that exists is the cluster's.
+    let join = with(dirs[1].path(), ServiceOptions::default().shards(2), "").join([address(&first)]);
+    let second = join.open().unwrap();
+    assert_eq!(dial(&second), dial(&first));
+    await_some("each shard has two members", || {
+        let status = first.cluster().unwrap().status();
+        status.shards.iter().all(|shard| shard.members.len() == 2 && shard.is_active).then_some(())
+    });
 }
 
 #[test]

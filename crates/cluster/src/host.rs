@@ -41,6 +41,9 @@ pub(crate) trait Host: Send + Sync {
     /// Replaces the addresses of the other nodes.
     fn set_peers(&self, addresses: BTreeMap<NodeId, SocketAddr>);
 
+    /// Replaces the addresses at which the nodes serve clients.
+    fn set_clients(&self, addresses: Vec<SocketAddr>);
+
     /// Connects to a node at once.
     fn ask_peer(&self, node: NodeId);
 
@@ -87,6 +90,10 @@ impl<E: Env> Host for Shared<E> {
 
     fn set_peers(&self, addresses: BTreeMap<NodeId, SocketAddr>) {
         self.peers.set_addresses(addresses);
+    }
+
+    fn set_clients(&self, addresses: Vec<SocketAddr>) {
+        self.set_client_addresses(addresses);
     }
 
     fn ask_peer(&self, node: NodeId) {

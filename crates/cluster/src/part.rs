@@ -325,6 +325,9 @@ impl<N: Network> ClusterPart<N> {
                     Some((*node, Addresses::of_texts(&route.addresses)?.peers)).filter(|_| *node != self.node)
                 });
                 host.set_peers(peers.collect());
+                let nodes = self.directory.nodes().values();
+                let clients = nodes.filter_map(|route| Addresses::of_texts(&route.addresses)?.clients);
+                host.set_clients(clients.collect());
             }
             host.follow(&mut self.directory.shards_changed_since(self.told));
             self.told = self.directory.version();

@@ -13,6 +13,7 @@ use crate::payload::{Payload, PayloadWriter};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use refused::Refused;
+use std::net::SocketAddr;
 use std::time::Duration;
 use stead_core::blob::Blob;
 use stead_core::calls::{self, Identity, Read, Refusal};
@@ -26,6 +27,9 @@ use stead_core::topology::Topology;
 
 /// Length of the time at the start of a request.
 const TIME_LEN: usize = 4;
+
+/// Maximum number of addresses of nodes in an answer.
+pub const NODES_MAX: usize = 64;
 
 /// The requests of a client to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -283,7 +287,12 @@ pub enum Answer {
     /// same one, sent again with its identity, gets the answer.
     NoRoom,
     /// The services and their shards.
-    Topology(Topology),
+    Topology {
+        /// These.
+        topology: Topology,
+        /// The addresses at which the nodes of the cluster serve clients, as far as this node knows them: [`NODES_MAX`] at most.
+        nodes: Vec<SocketAddr>,
+    },
     /// The request is invalid. Nothing was changed.
     Invalid(String),
     /// The replica of the shard that is here was the primary when the request came, and is it no more. The request may have been
@@ -313,7 +322,7 @@ enum Wire<'b> {
     #[n(7)]
     NoRoom,
     #[n(8)]
-    Topology(#[n(0)] Incarnation, #[b(1)] Vec<(&'b str, u32)>),
+    Topology(#[n(0)] Incarnation, #[b(1)] Vec<(&'b str, u32)>, #[n(2)] Option<Vec<String>>),
     #[n(9)]
     Invalid(#[b(0)] &'b str),
     #[n(10)]
@@ -347,10 +356,11 @@ impl Answer {
             Self::Failed(reason) => Wire::Failed(reason),
             Self::Stopped => Wire::Stopped,
             Self::NoRoom => Wire::NoRoom,
-            Self::Topology(topology) => {
+            Self::Topology { topology, nodes } => {
                 let services = topology.services().iter();
                 let services = services.map(|service| (service.name.as_str(), service.shards)).collect();
-                Wire::Topology(topology.incarnation, services)
+                let nodes = nodes.iter().take(NODES_MAX).map(SocketAddr::to_string).collect();
+                Wire::Topology(topology.incarnation, services, Some(nodes))
             }
             Self::Invalid(reason) => Wire::Invalid(reason),
             Self::Deposed { shard } => Wire::Deposed(*shard),
@@ -380,12 +390,13 @@ impl Answer {
             Wire::Failed(reason) => Self::Failed(reason.to_owned()),
             Wire::Stopped => Self::Stopped,
             Wire::NoRoom => Self::NoRoom,
-            Wire::Topology(incarnation, services) => {
+            Wire::Topology(incarnation, services, nodes) => {
                 let mut topology = Topology::new(incarnation);
                 for (name, shards) in services {
                     topology.ensure(name, shards).map_err(|error| Unreadable(error.to_string()))?;
                 }
-                Self::Topology(topology)
+                let nodes = nodes.iter().flatten().take(NODES_MAX).filter_map(|node| node.parse().ok());
+                Self::Topology { topology, nodes: nodes.collect() }
             }
             Wire::Invalid(reason) => Self::Invalid(reason.to_owned()),
             Wire::Deposed(shard) => Self::Deposed { shard },

@@ -11,6 +11,7 @@ use crate::reply::{Caller, NoAnswer, ReplyTo, answer_of};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -117,8 +118,8 @@ pub(crate) struct Native {
     failed: Option<io::Error>,
     /// Whether the last connection could not be accepted, which was reported.
     refuses: bool,
-    /// The answer with the topology, once a client has asked for it.
-    topology: Option<Payload>,
+    /// The answer with the topology and these nodes, once a client has asked for it.
+    topology: Option<(Arc<[SocketAddr]>, Payload)>,
 }
 
 struct Client {
@@ -236,12 +237,20 @@ impl Native {
         Arc::clone(&client.principal)
     }
 
-    /// Answers with the topology, which is encoded once.
-    pub(crate) fn answer_topology(&mut self, now: Time, away: &Away, topology: &Topology) {
-        let encoded = self
-            .topology
-            .get_or_insert_with(|| Payload::from(native::Answer::Topology(topology.clone()).encode()));
-        let payload = encoded.clone();
+    /// Answers with the topology and the addresses of the cluster's nodes, which are encoded once for each change of these.
+    pub(crate) fn answer_topology(
+        &mut self,
+        now: Time,
+        away: &Away,
+        topology: &Topology,
+        nodes: Arc<[SocketAddr]>,
+    ) {
+        let known = self.topology.take().filter(|(of, _)| Arc::ptr_eq(of, &nodes));
+        let (_, payload) = known.unwrap_or_else(|| {
+            let answer = native::Answer::Topology { topology: topology.clone(), nodes: nodes.to_vec() };
+            (Arc::clone(&nodes), Payload::from(answer.encode()))
+        });
+        self.topology = Some((nodes, payload.clone()));
         self.send_payload(now, away.line.connection, away.request, payload);
     }
 

@@ -2,7 +2,8 @@
 
 use crate::placed::Placed;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use stead_core::control::directory::ShardRoute;
 use stead_core::ids::{NodeId, ReplicaId, ShardId};
@@ -15,6 +16,9 @@ pub(crate) type Routes = BTreeMap<ShardId, ShardRoute>;
 pub(crate) struct RouteDesk {
     routes: Mutex<Arc<Routes>>,
     version: AtomicU64,
+    are_expected: AtomicBool,
+    /// The addresses at which the nodes serve clients.
+    clients: Mutex<Arc<[SocketAddr]>>,
 }
 
 /// What follows from routes that have changed.
@@ -42,9 +46,24 @@ impl RouteDesk {
         Arc::clone(&self.routes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether no routes are known yet: as long as a node has no others.
-    pub(crate) fn are_unknown(&self) -> bool {
-        self.version.load(Ordering::Acquire) == 0
+    /// Notes that there will be routes: the node is part of a cluster.
+    pub(crate) fn expect(&self) {
+        self.are_expected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there are routes, or will be: calls for shards that other nodes lead wait for them.
+    pub(crate) fn are_expected(&self) -> bool {
+        self.are_expected.load(Ordering::Relaxed) || self.version.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns the addresses at which the nodes of the cluster serve clients: none on a node without a cluster.
+    pub(crate) fn clients(&self) -> Arc<[SocketAddr]> {
+        Arc::clone(&self.clients.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces these addresses.
+    pub(crate) fn set_clients(&self, addresses: Vec<SocketAddr>) {
+        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = addresses.into();
     }
 
     /// Takes routes that are new or have changed.

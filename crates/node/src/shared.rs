@@ -25,6 +25,7 @@ use crate::steps::StepQueue;
 use crate::transfers::desk::{Event, TransferDesk};
 use crate::watchdog::Watchdog;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
@@ -339,6 +340,11 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// Replaces the addresses at which the nodes of the cluster serve clients, which learn them from this node.
+    pub fn set_client_addresses(&self, addresses: Vec<SocketAddr>) {
+        self.routes.set_clients(addresses);
+    }
+
     /// Returns the replica of a shard on this node, if that may have others elsewhere.
     #[must_use]
     pub fn replica_of(&self, shard: ShardId) -> Option<ReplicaId> {
@@ -501,7 +507,7 @@ impl<E: Env> Shared<E> {
         }
         let place = self.placement.of(shard);
         let is_forwarded =
-            || command.can_be_forwarded() && place == Place::Elsewhere && !self.routes.are_unknown();
+            || command.can_be_forwarded() && place == Place::Elsewhere && self.routes.are_expected();
         if place != Place::Here && !is_forwarded() {
             return Err(NoAnswer::NotHere { shard, place });
         }

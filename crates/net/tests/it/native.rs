@@ -85,7 +85,11 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
         Answer::Failed("the disk".to_owned()),
         Answer::Stopped,
         Answer::NoRoom,
-        Answer::Topology(topology),
+        Answer::Topology { topology: topology.clone(), nodes: vec![] },
+        Answer::Topology {
+            topology,
+            nodes: vec!["127.0.0.1:7421".parse().unwrap(), "[::1]:7422".parse().unwrap()],
+        },
         Answer::Invalid("why".to_owned()),
     ];
     answers.extend(refusals().into_iter().map(|refusal| of(Err(refusal), None)));

@@ -25,7 +25,10 @@ pub(crate) fn command_of<C>(
 ) -> Result<(ShardId, Command<C>), native::Answer> {
     let token = CallToken(0);
     Ok(match ask {
-        Ask::Topology => return Err(native::Answer::Topology(topology.clone())),
+        // Only clients ask for it, and their connections answer.
+        Ask::Topology => {
+            return Err(native::Answer::Invalid("no node asks another one for its topology".to_owned()));
+        }
         Ask::OpenSession { shard, session, principal } => {
             let principal = intern(principal);
             (shard, Command::OpenSession { shard, session, principal, reply_to: Some(reply_to) })
@@ -105,7 +108,9 @@ pub(crate) fn result_of(answer: &[u8], timeout: Duration) -> Result<Answer, NoAn
         native::Answer::Deposed { shard } => Err(NoAnswer::Deposed { shard }),
         native::Answer::Failed(reason) => Err(NoAnswer::Failed(reason)),
         native::Answer::Stopped => Err(NoAnswer::Stopped),
-        native::Answer::Topology(_) => Err(invalid("it asked for the topology of another node".to_owned())),
+        native::Answer::Topology { .. } => {
+            Err(invalid("it asked for the topology of another node".to_owned()))
+        }
         native::Answer::Invalid(reason) => Err(invalid(reason)),
     }
 }

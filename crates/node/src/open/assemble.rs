@@ -176,6 +176,9 @@ pub(crate) fn assemble<E: Env>(
         (memory, drawn.sizes),
     );
     let shared = Arc::new(shared);
+    if options.in_cluster {
+        shared.routes.expect();
+    }
     shared.snapshots.pace.set(options.checkpoints.bytes_per_second);
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);

@@ -139,7 +139,7 @@ impl<E: Env> Worker<E> {
         let Some(reply_to) = self.admit(now, reply_to) else { return };
         // Any replica answers a stale read.
         let is_stale = matches!(&input, Input::Query(Query { read: Read::Stale { .. }, .. }));
-        if self.is_led_elsewhere(shard)
+        if self.is_led_elsewhere(shared, shard)
             && !(is_stale && self.has_replica(shard))
             && !matches!(reply_to.caller, Recipient::Node(_))
             && let Some(ask) = ask_of(shard, &input)

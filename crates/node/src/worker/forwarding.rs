@@ -19,8 +19,8 @@ use stead_net::native::Ask;
 
 impl<E: Env> Worker<E> {
     /// Whether another node leads a shard, or may.
-    pub(super) fn is_led_elsewhere(&self, shard: ShardId) -> bool {
-        !self.routes.is_empty()
+    pub(super) fn is_led_elsewhere(&self, shared: &Shared<E>, shard: ShardId) -> bool {
+        shared.routes.are_expected()
             && self.slot(shard).is_none_or(|slot| {
                 let slot = &self.shards[slot as usize];
                 slot.is_replicated && slot.replica.shard().is_none()
@@ -51,7 +51,7 @@ impl<E: Env> Worker<E> {
         let is_from_client = !matches!(call.reply_to.caller, Recipient::Node(_));
         let ask = call.again.as_ref().and_then(|(shard, input)| Some((*shard, ask_of(*shard, input)?)));
         match ask {
-            Some((shard, ask)) if is_from_client && !self.routes.is_empty() && (ask.1 || !in_doubt) => {
+            Some((shard, ask)) if is_from_client && shared.routes.are_expected() && (ask.1 || !in_doubt) => {
                 self.forward(shared, now, Forwarded::new(shard, ask, call.reply_to, call.bytes, in_doubt));
                 None
             }
@@ -71,7 +71,7 @@ impl<E: Env> Worker<E> {
                 if in_doubt { NoAnswer::TimedOut { after } } else { NoAnswer::NoPrimary { shard, after } };
             return self.end_forwarded(shared, now, call, Err(none));
         }
-        if !self.is_led_elsewhere(shard) {
+        if !self.is_led_elsewhere(shared, shard) {
             return self.give_forwarded(shared, now, call);
         }
         match primary_node(&self.routes, shard) {

@@ -55,7 +55,7 @@ impl<E: Env> Worker<E> {
         let caller = Recipient::Away(away.clone());
         let reply_to = ReplyTo { caller, deadline: now.plus(timeout.into()), timeout };
         if ask == Ask::Topology {
-            native.answer_topology(now, away, shared.topology());
+            native.answer_topology(now, away, shared.topology(), shared.routes.clients());
             return Ok(());
         }
         if let Ask::Request { colour, .. } = &ask {

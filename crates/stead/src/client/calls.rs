@@ -135,7 +135,8 @@ impl Client {
 
     /// Connects to a cluster by the native protocol, by the first of these addresses, `host:port`, at which one of its nodes
     /// answers: see [`NodeBuilder::listen_native`](crate::NodeBuilder::listen_native). The other addresses are for the time
-    /// when it does not. Resolves names at once, which may block for a moment, and waits for a node for at most 10 s.
+    /// when it does not, and so are those of the cluster's other nodes, which the client learns from the node, and again every
+    /// 10 s. Resolves names at once, which may block for a moment, and waits for a node for at most 10 s.
     ///
     /// The client has one connection, which all its clones share, and a thread that serves it and ends with the last clone; a
     /// lone blocking caller serves it itself. The client knows the services that the node has now: connect again to call those that are added later.

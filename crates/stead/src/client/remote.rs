@@ -61,7 +61,7 @@ impl Remote {
         let line = Line::open(resolve(addresses)?).map_err(ConnectError::System)?;
         let within = line.within(timeout);
         match line.ask(&Ask::Topology, within, false).await?.answer {
-            Answer::Topology(topology) => {
+            Answer::Topology { topology, .. } => {
                 Ok(Self { line: Arc::new(line), topology: Arc::new(topology), lends: false })
             }
             answer => Err(unexpected(answer).into()),

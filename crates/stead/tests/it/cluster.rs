@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use stead::{
-    Acks, Config, DialChange, EnterError, Node, NodeBuilder, NodeState, NotReady, OpenError, OperateError,
-    ServiceOptions, ShardPlaces,
+    Acks, BlockingClient, Config, DialChange, EnterError, Node, NodeBuilder, NodeState, NotReady, OpenError,
+    OperateError, Read, ServiceOptions, ShardPlaces,
 };
 
 fn any() -> SocketAddr {
@@ -223,4 +223,38 @@ fn addresses_that_no_other_node_can_use_are_refused() {
         panic!("it listens")
     };
     assert!(error.to_string().contains("192.0.2.1:7430 is not a loopback address"), "{error}");
+}
+
+#[test]
+fn a_client_learns_the_nodes_and_reads_stale_answers_at_any() {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let nodes = three(&dirs);
+    let connect = |node: &Node| {
+        let address = node.native_address().unwrap().to_string();
+        BlockingClient::connect([address]).unwrap().with_timeout(PATIENCE)
+    };
+    let accounts: Vec<String> = (0..8).map(|at| format!("account-{at}")).collect();
+    let client = connect(&nodes[0]);
+    for account in &accounts {
+        assert_eq!(client.call::<Account>(account, Ask::Deposit(7)), Ok(7));
+    }
+    let max_lag = Duration::from_secs(5);
+    for client in nodes.each_ref().map(connect) {
+        for account in &accounts {
+            let read = Read::Stale { max_lag: Some(max_lag.into()) };
+            // One that lags by an entry answers without it.
+            await_some("a replica has the deposit", || {
+                let queried = client.query_with::<Account>(account, Look::Balance, read).ok()?;
+                assert!(queried.staleness.is_some_and(|age| age <= max_lag), "{queried:?}");
+                (queried.answer == 7).then_some(())
+            });
+        }
+    }
+    // Its one address is that of this node.
+    let [killed, left @ ..] = nodes;
+    killed.kill();
+    for account in &accounts {
+        assert_eq!(client.call::<Account>(account, Ask::Deposit(7)), Ok(14), "{account}");
+    }
+    drop(left);
 }

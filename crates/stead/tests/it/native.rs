@@ -334,7 +334,7 @@ fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinH
             while let Some(happened) = endpoint.next_happened() {
                 let Happened::Event(connection, Event::Request(request, bytes)) = happened else { continue };
                 let answer = match NativeAsk::decode(&bytes).unwrap().1 {
-                    NativeAsk::Topology => Answer::Topology(topology.clone()),
+                    NativeAsk::Topology => Answer::Topology { topology: topology.clone(), nodes: vec![] },
                     NativeAsk::OpenSession { .. } => answered(&[]),
                     NativeAsk::Request { identity, .. } => {
                         identities.push(identity);

@@ -101,7 +101,7 @@ fn a_node_decides_itself_which_shard_has_a_process() {
     let dir = tempfile::tempdir().unwrap();
     let node = builder(dir.path()).open().unwrap();
     let mut raw = Raw::connect(&node, Role::Client);
-    let Answer::Topology(topology) = raw.ask(&Request::Topology) else { panic!("it has the shards") };
+    let Answer::Topology { topology, .. } = raw.ask(&Request::Topology) else { panic!("it has the shards") };
     assert_eq!(&topology, node.topology());
     let own = topology.shard_of(topology.service_id("account").unwrap(), "a");
     for shard in topology.shards() {

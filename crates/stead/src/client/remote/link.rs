@@ -15,8 +15,8 @@ use stead_net::frame::Origin;
 use stead_net::handshake::{
     CLOCK_DIFFERENCE_MAX, HandshakeError, Limits, Local, RefusalKind, Role, VERSIONS,
 };
-use stead_net::native::{Answer, with_time};
-use stead_net::network::{ConnectionId, Network, Tcp};
+use stead_net::native::{Answer, Ask, with_time};
+use stead_net::network::{ConnectionId, Network, Tcp, check_loopback};
 use stead_node::NoAnswer;
 use tokio::sync::oneshot;
 
@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 const PAUSE_MIN: Micros = Micros::from_millis(10);
 /// Longest pause.
 const PAUSE_MAX: Micros = Micros::from_millis(500);
+/// Interval at which a node is asked for the addresses of the others.
+const LEARN: Micros = Micros::from_secs(10);
 /// Interval at which calls are searched for those that are overdue, or whose callers have gone.
 const SWEEP: Micros = Micros::from_millis(20);
 
@@ -79,7 +81,13 @@ enum Stage {
 pub(super) struct Link<N: Network> {
     endpoint: Endpoint<N>,
     local: Local,
+    /// The addresses that were given, then those that nodes named.
     addresses: Vec<SocketAddr>,
+    /// The number of those that were given.
+    given: usize,
+    /// The request for the addresses of the others, while it has no answer.
+    learning: Option<(ConnectionId, RequestId)>,
+    learn_at: Time,
     /// The position of the next address to dial.
     next: usize,
     /// Addresses that were dialed in vain since the last pause.
@@ -116,7 +124,10 @@ impl<N: Network> Link<N> {
         Self {
             endpoint: Endpoint::new(network, local.clone(), Settings::default(), Bounds::default()),
             local,
+            given: addresses.len(),
             addresses,
+            learning: None,
+            learn_at: now,
             next: 0,
             tried: 0,
             refused: 0,
@@ -163,11 +174,39 @@ impl<N: Network> Link<N> {
             until = until.min(self.dial_from);
         }
         self.send(now);
+        until = until.min(self.learn(now));
         self.endpoint.flush(now);
         if !self.waiting.is_empty() || !self.sent.is_empty() {
             until = until.min(self.sweep_at.plus(SWEEP));
         }
         Ok(until)
+    }
+
+    /// Asks the node for the addresses of the others if it is time; returns the time of the next request.
+    fn learn(&mut self, now: Time) -> Time {
+        let Stage::Open(connection) = self.stage else { return Time(u64::MAX) };
+        if now >= self.learn_at {
+            self.learn_at = now.plus(LEARN);
+            let payload = with_time(Duration::from(LEARN), &Ask::Topology.encode());
+            if let Ok(request) = self.endpoint.send_request(connection, &payload, now) {
+                self.learning = Some((connection, request));
+            }
+        }
+        self.learn_at
+    }
+
+    /// Replaces the addresses that nodes have named; those that were given stay first.
+    fn take_addresses(&mut self, nodes: Vec<SocketAddr>) {
+        let current = self.addresses[self.next];
+        self.addresses.truncate(self.given);
+        for node in nodes {
+            if check_loopback(node).is_ok() && !self.addresses.contains(&node) {
+                self.addresses.push(node);
+            }
+        }
+        let at = self.addresses.iter().position(|address| *address == current);
+        self.next = at.unwrap_or(0);
+        (self.tried, self.refused) = (0, 0);
     }
 
     fn dial(&mut self, now: Time, wall: Time) {
@@ -212,12 +251,19 @@ impl<N: Network> Link<N> {
             Event::Opened(agreed) => {
                 self.stage = Stage::Open(connection);
                 self.has_answered = false;
+                self.learn_at = now;
                 (self.tried, self.refused) = (0, 0);
                 // From now on it calls no other cluster, and no other incarnation of it.
                 let incarnation = agreed.origin.incarnation;
                 self.local.cluster = agreed.cluster;
                 self.local.origin = Origin { incarnation, life: Life(0) };
                 self.endpoint.set_local(self.local.clone());
+            }
+            Event::Answer(request, bytes) if self.learning == Some((connection, request)) => {
+                self.learning = None;
+                if let Ok(Answer::Topology { nodes, .. }) = Answer::decode(&bytes) {
+                    self.take_addresses(nodes);
+                }
             }
             Event::Answer(request, bytes) => {
                 if let Some(call) = self.sent.remove(&(connection, request)) {

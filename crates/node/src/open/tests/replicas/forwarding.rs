@@ -75,6 +75,21 @@ fn a_node_that_does_not_lead_forwards_calls_of_its_clients() {
 }
 
 #[test]
+fn a_call_waits_for_the_first_routes_of_its_node() {
+    let mut cluster = Cluster::new();
+    let sealed = cluster.seal(1);
+    assert_eq!(sealed.len(), 3);
+    cluster.open_session(2, 1);
+    cluster.open_session(3, 2);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [], "no node knows of a primary");
+    cluster.lead(1, 1, LogPoint::default());
+    cluster.settle();
+    cluster.wait();
+    assert_eq!(cluster.answered(), [(1, Ok(0)), (2, Ok(0))]);
+}
+
+#[test]
 fn a_forwarded_call_waits_out_a_failover_and_is_applied_once() {
     let mut cluster = serving();
     // Both backups have the entry, and the primary ends before it answers.

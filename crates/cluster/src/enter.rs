@@ -5,6 +5,7 @@
 //! node itself, to which [`Entered::attach`] gives the orders of the control plane from then on.
 
 use crate::address::Addresses;
+use crate::adopt::LogEnds;
 use crate::error::EnterError;
 use crate::host::Host;
 use crate::join::join;
@@ -32,8 +33,10 @@ use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
 use stead_net::network::Tcp;
 use stead_node::{Bell, Clock, Env, Shared};
+use stead_store::checkpoint::load::Loaders;
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
 use stead_store::disk::Disk;
+use stead_store::wal::WalOptions;
 
 /// The time for one step of the control plane before it is tried again.
 const STEP: Duration = Duration::from_millis(500);
@@ -61,6 +64,8 @@ pub struct ClusterOptions {
     pub services: Vec<NewService>,
     /// The time after which the entry is given up.
     pub wait: Duration,
+    /// The options with which the data are read of a node that ran without a cluster so far, and founds one.
+    pub recovery: (WalOptions, Loaders),
 }
 
 /// A node that has entered its cluster, and is still to recover its data.
@@ -177,14 +182,14 @@ pub fn enter(
 ) -> Result<Entered, EnterError> {
     let start = StartId(u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..)));
     let (mut dir, created) = open_directory(disk, clock, &options, start, goes_on)?;
-    if !created && !dir.meta().has_control && dir.meta().lives > 0 {
+    if dir.meta().log_created && !dir.meta().has_control && !options.join.is_empty() {
         return Err(EnterError::NotOfCluster);
     }
     dir.begin_life()?;
     let membership = begin(&mut dir, clock, &options, start)?;
-    let until = clock.steady().plus(options.wait.into());
+    let (until, mut ends) = (clock.steady().plus(options.wait.into()), None);
     loop {
-        let step = membership.step(dir.meta(), &options, start);
+        let step = membership.step(&dir, &options, start, &mut ends);
         let newest = membership.plane.newest();
         match step {
             Ok(None) => {
@@ -346,10 +351,12 @@ impl Membership {
     /// Takes one step of the entry. Returns the obstacle; `None` if there is none any more.
     fn step(
         &self,
-        meta: &Meta,
+        dir: &DataDir,
         options: &ClusterOptions,
         start: StartId,
+        ends: &mut Option<LogEnds>,
     ) -> Result<Option<&'static str>, EnterError> {
+        let meta = dir.meta();
         let newest = self.plane.newest();
         let state = &newest.state;
         let status = self.plane.status();
@@ -385,21 +392,40 @@ impl Membership {
             self.wait_changed(Duration::from_millis(50));
             return Ok(Some("its leader has not heard of this start, or still hears of another one"));
         }
-        for service in &options.services {
-            if state.topology().service_id(&service.name).is_none() {
-                let new = || ShardStart::New { nodes: vec![self.node] };
-                let shards = (0..service.shards).map(|_| new()).collect();
-                let (name, dial) = (service.name.clone(), service.dial);
-                let outcome = self.propose(Command::CreateService { name, dial, shards })?;
-                if let Some(Outcome::Refused(refusal)) = outcome
-                    && !matches!(refusal, Refusal::Outdated | Refusal::Service { .. })
-                {
-                    return Err(EnterError::Command(refusal));
+        let is_missing = |name: &str| state.topology().service_id(name).is_none();
+        // The control plane knows each service of a node's data, but for those that the first node had before it founded the cluster.
+        let adopted = meta.services.iter().find(|service| is_missing(&service.name));
+        if let Some(service) = adopted.filter(|_| self.node == NodeId::FIRST) {
+            let ends = match ends {
+                Some(ends) => ends,
+                None => {
+                    let (wal, loaders) = options.recovery.clone();
+                    ends.insert(LogEnds::read(dir, wal, loaders)?)
                 }
-                return Ok(Some("a service of the program is not created yet"));
-            }
+            };
+            let known = options.services.iter().find(|known| known.name == service.name);
+            let dial = known.map_or_else(Dial::default, |known| known.dial);
+            self.create(&service.name, dial, ends.starts(service, self.node))?;
+            return Ok(Some("a service of the data is not adopted yet"));
         }
-        Ok(None)
+        let new = options.services.iter().find(|service| is_missing(&service.name));
+        let Some(service) = new else { return Ok(None) };
+        let start = || ShardStart::New { nodes: vec![self.node] };
+        self.create(&service.name, service.dial, (0..service.shards).map(|_| start()).collect())?;
+        Ok(Some("a service of the program is not created yet"))
+    }
+
+    /// Proposes to create a service, unless another node does meanwhile.
+    fn create(&self, name: &str, dial: Dial, shards: Vec<ShardStart>) -> Result<(), EnterError> {
+        let outcome = self.propose(Command::CreateService { name: name.to_owned(), dial, shards })?;
+        match outcome {
+            Some(Outcome::Refused(refusal))
+                if !matches!(refusal, Refusal::Outdated | Refusal::Service { .. }) =>
+            {
+                Err(EnterError::Command(refusal))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Proposes a command. Returns `None` if its outcome is not known yet.

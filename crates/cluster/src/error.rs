@@ -4,8 +4,11 @@ use std::io;
 use stead_control::{ProposeError, StartError};
 use stead_core::control::Refusal;
 use stead_core::ids::NodeId;
+use stead_core::topology::TopologyError;
 use stead_net::network::AddressError;
+use stead_store::checkpoint::store::StoreError;
 use stead_store::data_dir::DataDirError;
+use stead_store::recovery::RecoveryError;
 
 /// Reasons for which a node does not enter its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +57,21 @@ pub enum EnterError {
     /// The cluster has removed the node.
     #[error("the cluster has removed node {0}; join as a new one, with an empty data directory")]
     Removed(NodeId),
-    /// The data were written without a control plane.
+    /// The data were written without a control plane, and so are part of no cluster that this node could join.
     #[error(
-        "the data directory holds the data of a node without a cluster, which cannot become part of one yet; start it \
-         without a cluster's address, or use an empty directory"
+        "the data directory holds the data of a node without a cluster, which cannot join one; start it without addresses to \
+         join, so that it founds a cluster with these data, or use an empty directory"
     )]
     NotOfCluster,
+    /// The services of the data do not fit together.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The store of checkpoints cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data of a node that ran without a cluster cannot be read.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
     /// A first command was refused.
     #[error("the control plane refuses a service of this program: {0}")]
     Command(#[source] Refusal),

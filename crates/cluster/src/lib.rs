@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod adopt;
 mod enter;
 mod error;
 mod host;

@@ -180,6 +180,12 @@ pub enum OpenError {
     /// The data directory is in use, damaged, or of another version.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// The data are those of a node of a cluster.
+    #[error(
+        "the data directory is that of a node of a cluster, and is not opened without it; start the node with an address for \
+         the other nodes: `--listen-cluster`, or `cluster.listen` in the configuration"
+    )]
+    OfCluster,
     /// The store of checkpoints failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -212,6 +218,7 @@ impl From<stead_node::OpenError> for OpenError {
             stead_node::OpenError::Topology(error) => Self::Topology(error),
             stead_node::OpenError::NoCode { what } => Self::NoCode { what },
             stead_node::OpenError::DataDir(error) => Self::DataDir(error),
+            stead_node::OpenError::OfCluster => Self::OfCluster,
             stead_node::OpenError::Store(error) => Self::Store(error),
             stead_node::OpenError::Recovery(error) => Self::Recovery(error),
             stead_node::OpenError::Native(error) => Self::Native(error),

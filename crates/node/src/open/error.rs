@@ -23,6 +23,9 @@ pub enum OpenError {
     /// The data directory is in use, damaged, or of another version.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// The data are those of a node of a cluster, whose control plane knows the primaries of its shards.
+    #[error("the data directory is that of a node of a cluster, and is not opened without it")]
+    OfCluster,
     /// The store of checkpoints failed.
     #[error(transparent)]
     Store(#[from] StoreError),

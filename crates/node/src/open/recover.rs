@@ -85,6 +85,9 @@ pub fn recover_in(
     code: &dyn Code,
     options: RecoverOptions<'_>,
 ) -> Result<Recovery, OpenError> {
+    if data_dir.meta().has_control && !options.in_cluster {
+        return Err(OpenError::OfCluster);
+    }
     let disk = Arc::clone(data_dir.disk());
     let mut stored = Topology::new(data_dir.meta().incarnation);
     for service in &data_dir.meta().services {

@@ -343,7 +343,8 @@ impl NodeBuilder {
 
     /// Makes the node part of a cluster, whose other nodes reach it at a loopback address; port 0 picks a free one, which
     /// [`Node::cluster_address`] returns. A node with an empty data directory founds a cluster, unless [`Self::join`] names another
-    /// node's address; from then on its data directory knows the cluster. Off by default: the node is alone.
+    /// node's address; from then on its data directory knows the cluster. So does one with the data of a node that was alone, which are
+    /// those of the cluster then. Off by default: the node is alone.
     #[must_use]
     pub fn listen_cluster(mut self, address: SocketAddr) -> Self {
         self.cluster.listen = Some(address);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use stead_cluster::{Addresses, ClusterOptions, Entered, NewService, enter};
 use stead_core::control::dial::Dial;
 use stead_net::network::{bind, check_dialed};
-use stead_node::{Clock, Life, Options, SystemClock, Wall};
+use stead_node::{Clock, Life, Options, SystemClock, Wall, recover_options};
 use stead_store::disk::Disk;
 
 /// The arguments of an entry.
@@ -55,8 +55,16 @@ pub(super) fn open(
         shards: service.shards.unwrap_or(service.when_new),
         dial,
     });
-    let cluster =
-        ClusterOptions { listener, addresses, join, services: services.collect(), wait: entry.wait };
+    let recovery = recover_options(&options);
+    let recovery = (recovery.wal, recovery.loaders);
+    let cluster = ClusterOptions {
+        listener,
+        addresses,
+        join,
+        services: services.collect(),
+        wait: entry.wait,
+        recovery,
+    };
     let wall = wall.map(Arc::new);
     let clock = |wall: &Option<Arc<Wall>>| {
         let wall = wall.clone();

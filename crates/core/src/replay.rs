@@ -236,8 +236,10 @@ struct Track {
     is_void: bool,
     /// Whether it is folded again, in the second reading.
     is_restarted: bool,
-    /// The last entry that an installed snapshot covers, which is newer than the part.
+    /// The last entry that an installed snapshot, or the replica's own, covers, which is newer than the part.
     installed: Option<LogPoint>,
+    /// The last entry that the own snapshot of the replica covers whose records count.
+    snapshot: Option<LogPoint>,
     /// The entries that survive, if they are not folded.
     kept: Option<ReplicaLog>,
     /// The replica whose records stand at this place of the log.
@@ -291,6 +293,7 @@ impl Replay {
             is_void: false,
             is_restarted: false,
             installed: None,
+            snapshot: None,
             kept: None,
             writer: ReplicaId::FIRST,
             own: None,
@@ -305,17 +308,26 @@ impl Replay {
 
     /// Keeps a shard: its entries are not folded over its state, but collected, the last ones of up to `bytes_max` bytes together.
     /// Only those of `replica` count, and its state if that is the first replica, which alone can have been in a checkpoint; without
-    /// one nothing does. Call it before the first reading.
+    /// one nothing does. `snapshot` is the last entry that the newest durable snapshot covers which that replica has taken itself: the
+    /// shard begins from that, as from an [installed](Self::installed) one. Call it before the first reading.
     ///
     /// # Panics
     /// If the shard is not placed here.
-    pub fn keep(&mut self, shard: ShardId, replica: Option<ReplicaId>, bytes_max: u64) {
+    pub fn keep(
+        &mut self,
+        shard: ShardId,
+        replica: Option<ReplicaId>,
+        snapshot: Option<LogPoint>,
+        bytes_max: u64,
+    ) {
         let at = *self.places.get(shard).expect("a shard on this node");
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
-        (track.own, track.bytes_max) = (replica, bytes_max);
+        (track.own, track.snapshot, track.bytes_max) = (replica, snapshot, bytes_max);
         let Position { epoch, index, .. } = track.marker;
         track.kept = Some(ReplicaLog::new(LogPoint { epoch, index }, bytes_max));
-        if replica != Some(ReplicaId::FIRST) {
+        if replica == Some(ReplicaId::FIRST) {
+            track.begin_from_own();
+        } else {
             track.begin_anew(state);
         }
     }
@@ -337,8 +349,8 @@ impl Replay {
         self.places.get(shard).is_some_and(|at| self.tracks[*at].kept.is_some())
     }
 
-    /// Returns the last entry that the installed snapshot of a shard covers, from which it has to begin in place of the checkpoint's
-    /// part; `None` if it begins from that.
+    /// Returns the last entry that the installed snapshot of a shard covers, or that which its replica took itself, from which it has to
+    /// begin in place of the checkpoint's part; `None` if it begins from that.
     #[must_use]
     pub fn installed(&self, shard: ShardId) -> Option<LogPoint> {
         self.places.get(shard).and_then(|at| self.tracks[*at].installed)
@@ -430,7 +442,7 @@ impl Replay {
         track.chain.install(shard, epoch, base)?;
         track.epoch = track.epoch.max(epoch);
         track.void(&self.states[at], Index(0));
-        if base.index > track.marker.index {
+        if base.index > track.installed.map_or(track.marker.index, |begins| begins.index) {
             (track.installed, track.is_void) = (Some(base), true);
         }
         if let Some(log) = &mut track.kept {
@@ -555,6 +567,20 @@ impl Track {
         (self.marker, self.chain, self.fault) = (state.position(), Chain::default(), None);
         (self.is_void, self.installed) = (false, None);
         self.kept = Some(ReplicaLog::new(LogPoint::default(), self.bytes_max));
+        self.begin_from_own();
+    }
+
+    /// Begins the log of a kept shard behind the snapshot that its replica has taken, where the records of that replica begin. What the
+    /// snapshot covers may still be in the log.
+    fn begin_from_own(&mut self) {
+        let is_newer = |base: &LogPoint| base.index > self.marker.index;
+        if let Some(base) = self.snapshot.filter(is_newer)
+            && self.own == Some(self.writer)
+        {
+            (self.installed, self.is_void) = (Some(base), true);
+            self.epoch = self.epoch.max(base.epoch);
+            self.kept = Some(ReplicaLog::new(base, self.bytes_max));
+        }
     }
 
     /// Notes that the entries from an index on are void.
@@ -601,7 +627,7 @@ impl Track {
             }
         }
         log.handle_record(Record::Entry(LogEntry { point, bytes: Blob::from(bytes) }));
-        // The chain lets no entry at an installed snapshot pass.
+        // What a snapshot covers is not looked at.
         if self.installed.is_none() || index > snapshot.index {
             self.decode(shard, epoch, index, bytes)?;
         }

@@ -9,7 +9,7 @@ use stead_core::calls::{Call, Outcome};
 use stead_core::capture::View;
 use stead_core::checkpointing::driver::Action;
 use stead_core::handler::Handler;
-use stead_core::ids::{CheckpointNumber, ShardId, TaskId, Time};
+use stead_core::ids::{CheckpointNumber, Index, ShardId, TaskId, Time};
 use stead_core::record::TaskRecord;
 use stead_core::shard::{Effect, Input, Shard, StepOutcome};
 use stead_core::shutdown::Step;
@@ -93,6 +93,16 @@ pub trait Watch: Send + Sync + 'static {
     /// Called when a worker has looked whether it must keep its snapshots because so much waits to be written.
     fn holds_back(&self, holds: &mut bool) {
         let _ = holds;
+    }
+
+    /// Called when a worker has looked whether what a snapshot of a replica covers is committed and durable, so that it counts.
+    fn snapshot_counts(&self, counts: &mut bool) {
+        let _ = counts;
+    }
+
+    /// Called before the log is trimmed up to an entry of a shard with replicas of several.
+    fn trims(&self, top: &mut Index) {
+        let _ = top;
     }
 
     /// Called before a service's check begins, for which there is a mark.

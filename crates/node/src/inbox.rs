@@ -14,6 +14,7 @@ use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input};
 use stead_core::shard_replica;
+use stead_store::snapshots::SnapshotName;
 
 /// A command for a worker.
 pub(crate) enum Command<C> {
@@ -42,8 +43,12 @@ pub(crate) enum Command<C> {
     Forwarded(forward::News),
     /// An input for a replica of a shard, from the control plane or from a peer: for the one that is named, or for any that is here.
     Replica { shard: ShardId, to: Option<ReplicaId>, input: shard_replica::Input },
-    /// Take a snapshot of a shard for another replica.
-    TakeSnapshot(Transfer),
+    /// Take a snapshot of a replica soon.
+    TakeSnapshot { shard: ShardId, replica: ReplicaId },
+    /// A transfer of a snapshot has its turn.
+    SendSnapshot(Transfer),
+    /// A snapshot that was taken is durable, or cannot be written.
+    SnapshotWritten { name: SnapshotName, is_durable: bool },
     /// Begin an empty replica of a shard.
     Place { shard: ShardId, replica: ReplicaId },
     /// Drop a replica of a shard for ever.

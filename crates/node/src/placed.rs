@@ -45,6 +45,11 @@ impl Placed {
         self.0.contains_key(&shard)
     }
 
+    /// Whether a shard has a place without a replica.
+    pub(crate) fn is_free(&self, shard: ShardId) -> bool {
+        self.has_place(shard) && self.of(shard).is_none()
+    }
+
     /// Returns the replica of a shard that is here; `None` if there is none, or it is the only one of its shard.
     pub(crate) fn of(&self, shard: ShardId) -> Option<ReplicaId> {
         let replica = ReplicaId(self.0.get(&shard)?.replica.load(Ordering::Acquire));

@@ -9,7 +9,7 @@ use crate::env::{Env, Watch};
 use crate::events;
 use crate::forward::{self, Forwarder, command_of};
 use crate::inbox::{Command, Inbox};
-use crate::log::LogDesk;
+use crate::log::{LogDesk, Trimming};
 use crate::memory::{Memory, MemoryLimits};
 use crate::metrics::Counters;
 use crate::native::{Native, Recipient};
@@ -68,6 +68,7 @@ pub struct Shared<E: Env> {
     /// The messages for other nodes, their addresses, and what is known of them.
     pub peers: Arc<PeerDesk>,
     pub(crate) transfers: TransferDesk,
+    pub(crate) trimming: Trimming,
     /// The news for the control plane.
     pub control: ControlDesk,
     pub(crate) steps: StepQueue,
@@ -124,6 +125,7 @@ impl<E: Env> Shared<E> {
         let services = topology.services().len();
         Self {
             lives,
+            trimming: Trimming::new(&placement),
             program,
             topology,
             placement,

@@ -15,6 +15,9 @@ pub struct Sizes {
     pub piece_bytes: usize,
     /// Records of a snapshot that are taken between two readings of the clock: 64.
     pub snapshot_records: usize,
+    /// Bytes by which the log of a node with replicas of several grows at least between two snapshots of a replica: 64 MiB. If their
+    /// states together are larger, it grows by as much as these.
+    pub snapshot_log_bytes: u64,
     /// Bytes of a snapshot that are sent to another node at once: 256 KiB.
     pub chunk_bytes: usize,
     /// Approximate bytes of the blocks of bundles, as
@@ -33,6 +36,7 @@ impl Default for Sizes {
             behind_bytes: 16 << 20,
             piece_bytes: 256 << 10,
             snapshot_records: 64,
+            snapshot_log_bytes: 64 << 20,
             chunk_bytes: 256 << 10,
             block_bytes: BLOCK_BYTES,
             queries_max: 16_384,

@@ -55,11 +55,11 @@ impl Rebuild {
             .filter(|(.., point)| is_usable(*point));
         let failed = |source| RecoveryError::Snapshot { shard, source };
         let names = snapshots.names().map_err(|error| failed(error.into()))?;
-        let of_shard = names.into_iter().filter(|name| name.shard == shard && is_usable(name.base));
-        let installed = of_shard.max_by_key(|name| name.base);
-        let state = match (part, installed) {
-            (Some((manifest, part, point)), installed)
-                if installed.is_none_or(|name| name.base.index <= point.index) =>
+        let of_shard = names.into_iter().filter(|(_, name)| name.shard == shard && is_usable(name.base));
+        let newest = of_shard.max_by_key(|(_, name)| name.base);
+        let state = match (part, newest) {
+            (Some((manifest, part, point)), newest)
+                if newest.is_none_or(|(_, name)| name.base.index <= point.index) =>
             {
                 let load = || -> Result<State, CheckpointError> {
                     let loaded = Bundles::open(*store, manifest)?.load(&[part])?.pop();
@@ -67,7 +67,7 @@ impl Rebuild {
                 };
                 load()?
             }
-            (_, Some(name)) => snapshots.load(name, *belonging).map_err(failed)?,
+            (_, Some((source, name))) => snapshots.load(source, name, *belonging).map_err(failed)?,
             _ => State::new(shard),
         };
         let from = state.position().index.next();

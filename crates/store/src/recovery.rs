@@ -1,18 +1,18 @@
 //! Recovery: the newest complete checkpoint, and the log's entries after it, folded into the states of all shards. Of a shard with
 //! several replicas nothing is folded, for no entry is known to be committed: its state is that of its snapshot, beside its log.
 //!
-//! Nothing is changed but the unsynced tail of the log, which is cut, and snapshots of replicas that no install switched to, which are
-//! removed; so a crash during a recovery changes nothing: the next one gives the same states.
+//! Nothing is changed but the unsynced tail of the log, which is cut, and snapshots of replicas from which none begins, which are removed;
+//! so a crash during a recovery changes nothing: the next one gives the same states.
 
 use crate::checkpoint::load::{Bundles, Loaders, load_parts_of};
 use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
 use crate::checkpoint::store::{BlobStore, StoreError};
 use crate::checkpoint::{Belonging, CheckpointError};
 use crate::disk::Disk;
-use crate::snapshots::{SnapshotName, Snapshots};
+use crate::snapshots::{SnapshotName, Snapshots, Source};
 use crate::wal::{Batch, CutRecord, InstallRecord, Item, Opened, Promise, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, ReplicaId, ShardId};
 use stead_core::placement::{Place, Placement};
 use stead_core::replay::{Replay, ReplayError, Replayed};
+use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::{self, ReplicaLog};
 use stead_core::start::KnownEpochs;
 use stead_core::state::State;
@@ -36,6 +37,8 @@ pub struct Recovered {
     pub logs: Vec<Option<ReplicaLog>>,
     /// The highest epoch of each shard that its log or the checkpoint knows.
     pub epochs: Vec<Epoch>,
+    /// Of the states of shards with several replicas, the last entries of those that are snapshots which the replicas took themselves.
+    pub own: BTreeMap<ShardId, LogPoint>,
     /// The log, open to be appended to.
     pub wal: Wal,
     /// The report of opening the log.
@@ -157,6 +160,9 @@ pub enum RecoveryError {
         /// The reason.
         source: CheckpointError,
     },
+    /// The snapshots of replicas cannot be listed.
+    #[error("cannot list the snapshots of replicas: {0}; nothing was changed")]
+    Snapshots(StoreError),
     /// Snapshots that are not needed cannot be removed.
     #[error("cannot remove snapshots that are not needed: {0}")]
     Clean(StoreError),
@@ -254,9 +260,18 @@ pub fn recover_checked(
         lineage = Lineage::of(manifest.bundles.clone(), sections);
     }
     let mut replay = Replay::new(states, topology.shard_count());
-    replicated.iter().for_each(|(shard, replica)| replay.keep(*shard, *replica, log_bytes_max));
-    let (replay, installs) = (RefCell::new(replay), RefCell::new(BTreeMap::new()));
     let snapshots = Snapshots::new(Arc::clone(&disk));
+    let newest_own = newest_own(&snapshots).map_err(RecoveryError::Snapshots)?;
+    let own_of = |shard: ShardId| newest_own.get(&(shard, (*replicated.get(&shard)?)?)).copied();
+    for (&shard, &replica) in replicated {
+        replay.keep(shard, replica, own_of(shard).map(|name| name.base), log_bytes_max);
+    }
+    let (replay, installs) = (RefCell::new(replay), RefCell::new(BTreeMap::new()));
+    // The snapshot from which a shard begins whose last entry is this one.
+    let begins_from = |shard: ShardId, base: LogPoint| match own_of(shard) {
+        Some(name) if name.base == base => (Source::Own, name),
+        _ => (Source::Received, installs.borrow()[&shard]),
+    };
     let belonging = Belonging { cluster: Some(cluster), incarnation: topology.incarnation };
     let visit = |item: Item<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
         match item {
@@ -282,16 +297,16 @@ pub fn recover_checked(
         let mut replay = replay.borrow_mut();
         let mut void = replay.end_reading()?;
         // These begin from an installed snapshot, and the others from the same part as before.
-        let installed: Vec<ShardId> =
-            void.iter().copied().filter(|shard| replay.installed(*shard).is_some()).collect();
+        let installed = void.iter().filter_map(|shard| Some((*shard, replay.installed(*shard)?)));
         let mut begin: BTreeMap<ShardId, State> = BTreeMap::new();
-        for shard in installed {
-            let state = snapshots.load(installs.borrow()[&shard], belonging);
+        for (shard, base) in installed {
+            let (source, name) = begins_from(shard, base);
+            let state = snapshots.load(source, name, belonging);
             begin.insert(shard, state.map_err(|source| RecoveryError::Snapshot { shard, source })?);
         }
         let kept: Vec<ShardId> = void.extract_if(.., |shard| replay.is_kept(*shard)).collect();
         for shard in kept {
-            replay.restart(begin.remove(&shard).expect("an install is the only reason"));
+            replay.restart(begin.remove(&shard).expect("a snapshot is the only reason"));
         }
         if !void.is_empty() {
             fold_again(&mut replay, &void, begin, store, newest.manifest.as_ref(), &again)?;
@@ -312,11 +327,13 @@ pub fn recover_checked(
         error => RecoveryError::Log(error),
     })?;
     let replay = replay.into_inner();
-    let mut needed = installs.into_inner();
-    needed.retain(|shard, _| replay.installed(*shard).is_some());
-    // No checkpoint has the records of an installed snapshot.
-    lineage.retain(|shard| !needed.contains_key(&shard));
-    snapshots.clean(&needed.into_values().collect()).map_err(RecoveryError::Clean)?;
+    let begun = placement.here().filter_map(|shard| Some(begins_from(shard, replay.installed(shard)?)));
+    let needed: BTreeSet<(Source, SnapshotName)> = begun.collect();
+    // No checkpoint has the records of these.
+    lineage.retain(|shard| !needed.iter().any(|(_, name)| name.shard == shard));
+    snapshots.clean(&needed).map_err(RecoveryError::Clean)?;
+    let own = needed.iter().filter(|(source, _)| *source == Source::Own);
+    let own = own.map(|(_, name)| (name.shard, name.base)).collect();
     let Replayed { states, epochs, entries, entries_skipped, mut logs } = replay.finish();
     for (log, state) in logs.iter_mut().zip(&states) {
         if let (Some(log), Some(Some(replica))) = (log, replicated.get(&state.shard())) {
@@ -330,6 +347,7 @@ pub fn recover_checked(
         states,
         logs,
         epochs,
+        own,
         wal,
         log,
         lineage,
@@ -342,6 +360,16 @@ pub fn recover_checked(
         Some(known) => Err(RecoveryError::NoEpochLeft { shard: known.shard, epoch: known.highest() }),
         None => Ok(recovered),
     }
+}
+
+/// Returns the newest snapshot of each replica that has taken any.
+fn newest_own(snapshots: &Snapshots) -> Result<BTreeMap<(ShardId, ReplicaId), SnapshotName>, StoreError> {
+    let mut newest: BTreeMap<_, SnapshotName> = BTreeMap::new();
+    for (_, name) in snapshots.names()?.into_iter().filter(|(source, _)| *source == Source::Own) {
+        let known = newest.entry((name.shard, name.replica)).or_insert(name);
+        *known = name.max(*known);
+    }
+    Ok(newest)
 }
 
 /// Folds shards once more, over the entries that survive: the log is read again, and their parts are loaded again, unless a snapshot

@@ -1,10 +1,10 @@
-//! Snapshots of single shards, which a primary sends to a replica that lacks entries that no log has any more.
+//! Snapshots of single shards: those that a node takes of its own replicas, behind which it trims its log, and those that it receives for
+//! replicas which lack entries that no log has any more.
 //!
-//! A snapshot is stored aside, and changes nothing. Only an install in the log switches to it (protocol, rule 4): until then, and once a
-//! newer checkpoint has more, a recovery ignores and removes it. It is a bundle with the section of its one shard, so that its index
-//! and all of its blocks have checksums.
-//!
-//! The sender stores it, too, until it is sent: in another directory, from which nothing is ever loaded.
+//! A replica's *own* snapshot covers what is committed and durable in its log, so a recovery begins from the newest one. A *received* one
+//! is stored aside, and changes nothing: only an install in the log switches to it (protocol, rule 4). A recovery removes all but the
+//! snapshots that it begins from. A snapshot is a bundle with the section of its one shard, so that its index and all of its blocks have
+//! checksums. It is sent to another node as it is.
 
 use crate::checkpoint::bundle::{Author, Bundle, BundleWriter, Origin};
 use crate::checkpoint::load::load_alone;
@@ -22,11 +22,30 @@ use stead_core::state::{Header, State};
 
 /// The directory of the snapshots on a node's disk.
 const REPLICAS: &str = "replicas";
-const DIR: &str = "snapshots";
-/// The directory of those that are sent to other nodes.
-const SENT: &str = "sent";
 /// Approximate number of bytes that are written at once.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// The source of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Another node sent it.
+    Received,
+    /// The replica took it itself.
+    Own,
+}
+
+impl Source {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Received, Self::Own];
+
+    /// Returns the directory.
+    fn dir(self) -> &'static str {
+        match self {
+            Self::Received => "snapshots",
+            Self::Own => "own",
+        }
+    }
+}
 
 /// The snapshot of a shard for one of its replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,12 +70,8 @@ impl SnapshotName {
         (name.to_string() == file).then_some(name)
     }
 
-    fn object(&self) -> String {
-        format!("{DIR}/{self}")
-    }
-
-    fn sent(&self) -> String {
-        format!("{SENT}/{self}")
+    fn object(&self, source: Source) -> String {
+        format!("{}/{self}", source.dir())
     }
 }
 
@@ -67,7 +82,7 @@ impl fmt::Display for SnapshotName {
     }
 }
 
-/// Writes a snapshot that is to be sent, a piece at a time. It leaves nothing on the disk if it is dropped before it is finished.
+/// Writes a snapshot, a piece at a time. It leaves nothing on the disk if it is dropped before it is finished.
 pub struct SnapshotWriter {
     shard: ShardId,
     bundle: BundleWriter,
@@ -107,14 +122,14 @@ impl Snapshots {
 
     /// Creates the directories, unless they exist.
     fn make_dirs(&self) -> Result<(), StoreError> {
-        let (dir, sent) = (format!("{REPLICAS}/{DIR}"), format!("{REPLICAS}/{SENT}"));
-        let made = |source| StoreError::Io {
-            action: "make",
-            name: DIR.to_owned(),
-            place: REPLICAS.to_owned(),
-            source,
-        };
-        for path in [REPLICAS, &dir, &sent] {
+        let dirs = Source::ALL.map(|source| format!("{REPLICAS}/{}", source.dir()));
+        for path in std::iter::once(REPLICAS).chain(dirs.iter().map(String::as_str)) {
+            let made = |source| StoreError::Io {
+                action: "make",
+                name: path.to_owned(),
+                place: REPLICAS.to_owned(),
+                source,
+            };
             self.disk.create_dir(path).map_err(made)?;
             self.disk.sync_dir(parent(path)).map_err(made)?;
         }
@@ -127,12 +142,12 @@ impl Snapshots {
     /// [`CheckpointError::Store`], also if the snapshot exists.
     pub fn write(
         &self,
-        name: SnapshotName,
+        (source, name): (Source, SnapshotName),
         author: Author,
         incarnation: Incarnation,
         (header, records): (&Header, &Records),
     ) -> Result<(), CheckpointError> {
-        let mut snapshot = self.create(name, name.object(), author, incarnation)?;
+        let mut snapshot = self.begin(source, name, author, incarnation)?;
         let mut piece = Vec::new();
         for (key, value) in records.iter() {
             encode_record(key, Some(value), &mut piece);
@@ -145,47 +160,30 @@ impl Snapshots {
         snapshot.finish(header)
     }
 
-    fn create(
+    /// Begins to write a snapshot.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`], also if the snapshot exists.
+    pub fn begin(
         &self,
+        source: Source,
         name: SnapshotName,
-        object: String,
         author: Author,
         incarnation: Incarnation,
     ) -> Result<SnapshotWriter, CheckpointError> {
         self.make_dirs()?;
         let origin = Origin { author, incarnation, number: CheckpointNumber(0) };
-        let mut bundle = BundleWriter::create(&self.store, object, origin, 0)?;
+        let mut bundle = BundleWriter::create(&self.store, name.object(source), origin, 0)?;
         bundle.base(name.shard);
         Ok(SnapshotWriter { shard: name.shard, bundle })
     }
 
-    /// Begins to write a snapshot that is to be sent.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Store`], also if one of this name is being sent.
-    pub fn begin_sent(
-        &self,
-        name: SnapshotName,
-        author: Author,
-        incarnation: Incarnation,
-    ) -> Result<SnapshotWriter, CheckpointError> {
-        self.create(name, name.sent(), author, incarnation)
-    }
-
-    /// Opens a snapshot that is to be sent, to read its bytes.
+    /// Opens a snapshot to read its bytes.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn open_sent(&self, name: SnapshotName) -> Result<Box<dyn BlobReader>, StoreError> {
-        self.store.open(&name.sent())
-    }
-
-    /// Removes a snapshot that was to be sent, if there is one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn remove_sent(&self, name: SnapshotName) -> Result<(), StoreError> {
-        self.store.delete(&name.sent())
+    pub fn open(&self, source: Source, name: SnapshotName) -> Result<Box<dyn BlobReader>, StoreError> {
+        self.store.open(&name.object(source))
     }
 
     /// Begins to write the bytes of a snapshot that another node sends. It is whole, and has its name, once the writer is finished.
@@ -195,23 +193,28 @@ impl Snapshots {
     /// [`StoreError`], also if the snapshot exists.
     pub fn receive(&self, name: SnapshotName) -> Result<Box<dyn BlobWriter>, StoreError> {
         self.make_dirs()?;
-        self.store.create(&name.object())
+        self.store.create(&name.object(Source::Received))
     }
 
-    /// Removes a snapshot that no install switches to, if there is one.
+    /// Removes a snapshot that is not needed, if there is one.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn remove(&self, name: SnapshotName) -> Result<(), StoreError> {
-        self.store.delete(&name.object())
+    pub fn remove(&self, source: Source, name: SnapshotName) -> Result<(), StoreError> {
+        self.store.delete(&name.object(source))
     }
 
     /// Loads a snapshot, and checks all of it.
     ///
     /// # Errors
     /// [`CheckpointError`] if it is missing, damaged, of another owner, or another one.
-    pub fn load(&self, name: SnapshotName, owner: Belonging) -> Result<State, CheckpointError> {
-        let object = name.object();
+    pub fn load(
+        &self,
+        source: Source,
+        name: SnapshotName,
+        owner: Belonging,
+    ) -> Result<State, CheckpointError> {
+        let object = name.object(source);
         let bundle = Bundle::open_alone(&self.store, &object, owner)?;
         let part = load_alone(&bundle, name.shard)?;
         let position = part.header.position;
@@ -225,25 +228,35 @@ impl Snapshots {
         State::load(part.header, part.records).map_err(damaged)
     }
 
-    /// Returns the names of all whole snapshots.
+    /// Returns all whole snapshots.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn names(&self) -> Result<Vec<SnapshotName>, StoreError> {
-        let objects = self.store.list(DIR)?;
-        let files = objects.iter().filter_map(|object| object.rsplit('/').next());
-        Ok(files.filter_map(SnapshotName::parse).collect())
+    pub fn names(&self) -> Result<Vec<(Source, SnapshotName)>, StoreError> {
+        let mut names = Vec::new();
+        for source in Source::ALL {
+            let objects = self.store.list(source.dir())?;
+            let files = objects.iter().filter_map(|object| object.rsplit('/').next());
+            names.extend(files.filter_map(SnapshotName::parse).map(|name| (source, name)));
+        }
+        Ok(names)
     }
 
-    /// Removes all snapshots but the needed ones, also those that were never whole, and those that were to be sent; returns their number.
+    /// Removes all snapshots but the needed ones, also those that were never whole; returns their number.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn clean(&self, needed: &BTreeSet<SnapshotName>) -> Result<usize, StoreError> {
-        Ok(self.clean_dir(DIR, needed)? + self.clean_dir(SENT, &BTreeSet::new())?)
+    pub fn clean(&self, needed: &BTreeSet<(Source, SnapshotName)>) -> Result<usize, StoreError> {
+        let cleaned = Source::ALL.map(|source| self.clean_dir(source, needed));
+        cleaned.into_iter().sum()
     }
 
-    fn clean_dir(&self, dir: &str, needed: &BTreeSet<SnapshotName>) -> Result<usize, StoreError> {
+    fn clean_dir(
+        &self,
+        source: Source,
+        needed: &BTreeSet<(Source, SnapshotName)>,
+    ) -> Result<usize, StoreError> {
+        let dir = source.dir();
         let path = format!("{REPLICAS}/{dir}");
         let failed = |action, name: &str, source| StoreError::Io {
             action,
@@ -255,7 +268,8 @@ impl Snapshots {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             names => names.map_err(|source| failed("list", dir, source))?,
         };
-        let is_needed = |file: &String| SnapshotName::parse(file).is_some_and(|name| needed.contains(&name));
+        let is_needed =
+            |file: &String| SnapshotName::parse(file).is_some_and(|name| needed.contains(&(source, name)));
         let others: Vec<String> = names.into_iter().filter(|file| !is_needed(file)).collect();
         for file in &others {
             let removed = self.disk.remove(&format!("{path}/{file}"));

@@ -62,6 +62,8 @@ pub struct WalStats {
     pub free: usize,
     /// Bytes of all those files together.
     pub bytes: u64,
+    /// Bytes of the segments with needed batches.
+    pub bytes_needed: u64,
     /// The last batch appended.
     pub batch: u64,
     /// The last batch known to be durable.
@@ -281,6 +283,7 @@ impl Wal {
             segments: self.sealed.len() + 1,
             ready: ready.len(),
             free,
+            bytes_needed: self.bytes(),
             bytes: self.bytes() + ready.iter().sum::<u64>() + free_bytes,
             batch: self.last.batch,
             synced: self.synced,

@@ -321,7 +321,7 @@ impl Shard {
         self.jobs.step_runs.last()
     }
 
-    /// Begins a snapshot of all records for another replica, in the place of one that runs: drain it with [`Self::drain_snapshot`].
+    /// Begins a snapshot of all records that is no part of a checkpoint, in the place of one that runs: drain it with [`Self::drain_snapshot`].
     /// Returns its header without the messages in outboxes, which come with the records. It counts once its position is committed. The
     /// next part of a checkpoint has every record.
     pub fn begin_snapshot(&mut self) -> Box<Header> {

@@ -206,6 +206,9 @@ impl ShardReplica {
         let Role::Follows(mut state) = std::mem::replace(&mut self.role, Role::Rebuilds) else {
             unreachable!("it has a state, and what deposed it left it")
         };
+        if std::mem::take(&mut self.takes_snapshot) {
+            state.end_snapshot();
+        }
         if let Err(misfit) = self.tail.apply_to(&mut state, record.base.index) {
             return self.give_up(misfit, &mut out.replica);
         }
@@ -273,6 +276,7 @@ impl ShardReplica {
                 let mut state = leading.shard.into_state();
                 // It would keep what is changed for one that takes nothing any more.
                 state.end_snapshot();
+                self.takes_snapshot = false;
                 self.role = Role::Follows(state);
             }
             other => self.role = other,

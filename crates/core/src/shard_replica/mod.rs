@@ -31,13 +31,14 @@ pub use recovery::{Recovery, ReplicaLog};
 use crate::clock::Now;
 use crate::entry::Entry;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, StepRun, Time};
+use crate::records::Piece;
 use crate::replication::epoch::EpochRecord;
 use crate::replication::lease::Grants;
 use crate::replication::replica::{Action, AppendHead, InvalidAppend, Replica};
 use crate::replication::stream::Stream;
 use crate::replication::table::LogPoint;
 use crate::shard::{self, Settings, Shard};
-use crate::state::{Misfit, State};
+use crate::state::{Header, Misfit, State};
 use crate::topology::Topology;
 use leading::Leading;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ pub struct ShardReplica {
     is_unusable: bool,
     /// The last entry that the state held when its age was last reported.
     applied: Index,
+    /// Whether a snapshot of the state waits to be drained.
+    takes_snapshot: bool,
     /// Empty, with capacity.
     actions: Vec<Action>,
 }
@@ -127,6 +130,7 @@ impl ShardReplica {
             is_held: false,
             is_unusable: false,
             applied: Index(0),
+            takes_snapshot: false,
             actions: Vec::new(),
         }
     }
@@ -198,7 +202,7 @@ impl ShardReplica {
         }
     }
 
-    /// Returns the shard to set its limits and to drain its snapshots, while this replica leads.
+    /// Returns the shard to set its limits and to drain the snapshots of checkpoints, while this replica leads.
     pub fn shard_mut(&mut self) -> Option<&mut Shard> {
         match &mut self.role {
             Role::Leads(leading) => Some(&mut leading.shard),
@@ -220,6 +224,35 @@ impl ShardReplica {
     #[must_use]
     pub fn committed_state(&self) -> Option<&State> {
         self.state().filter(|state| state.position().index <= self.replica.commit())
+    }
+
+    /// Begins a snapshot of the state, in the place of one that runs: drain it with [`Self::drain_snapshot`]. Returns its header without
+    /// the messages in outboxes, which come with the records. That of a primary counts only once its position is committed in the epoch
+    /// that it leads. `None` if the state cannot be taken now: it is ahead of the commit index and not a primary's, or is folded anew.
+    pub fn begin_snapshot(&mut self) -> Option<Box<Header>> {
+        let commit = self.replica.commit();
+        let header = match &mut self.role {
+            Role::Leads(leading) => leading.shard.begin_snapshot(),
+            Role::Follows(state) if state.position().index <= commit => Box::new(state.begin_snapshot(true)),
+            Role::Follows(_) | Role::Rebuilds => return None,
+        };
+        self.takes_snapshot = true;
+        Some(header)
+    }
+
+    /// Appends up to `records` more records and messages of the running snapshot to `out`; returns true once it is complete, and `None`
+    /// if it is over, because another state took the place of that one, or the replica leads now or does no more.
+    pub fn drain_snapshot(&mut self, records: usize, out: &mut Piece) -> Option<bool> {
+        if !self.takes_snapshot {
+            return None;
+        }
+        let is_drained = match &mut self.role {
+            Role::Leads(leading) => leading.shard.drain_snapshot(records, out),
+            Role::Follows(state) => state.drain_snapshot(records, out),
+            Role::Rebuilds => unreachable!("what drops the state ends its snapshot"),
+        };
+        self.takes_snapshot = !is_drained;
+        Some(is_drained)
     }
 
     /// Returns the entries in memory behind an index, up to another one; `None` if some are no longer in memory.
@@ -414,6 +447,7 @@ impl ShardReplica {
                 self.perform(now, &mut actions, source, Vec::new(), handler, out);
                 if installs {
                     (self.role, self.tail) = (Role::Follows(*state), Tail::new(base.index));
+                    self.takes_snapshot = false;
                     self.lead_waiting(now, handler, out);
                 }
                 return;
@@ -570,7 +604,7 @@ impl ShardReplica {
     /// Drops the state: it holds what is not in the log any more, or lacks what is not in memory. That of a primary-to-be may hold
     /// more than what is known to be committed.
     fn rebuild(&mut self, upto: Index, out: &mut Vec<Effect>) {
-        self.role = Role::Rebuilds;
+        (self.role, self.takes_snapshot) = (Role::Rebuilds, false);
         self.rebuilds += 1;
         self.rebuilds_upto = upto;
         out.push(Effect::Rebuild { number: self.rebuilds, from: self.tail.before().min(upto), upto });
@@ -609,7 +643,7 @@ impl ShardReplica {
     /// Handles nothing any more: the state is of no use.
     fn give_up(&mut self, misfit: Misfit, out: &mut Vec<Effect>) {
         self.is_unusable = true;
-        self.role = Role::Rebuilds;
+        (self.role, self.takes_snapshot) = (Role::Rebuilds, false);
         out.push(Effect::Unusable(misfit));
     }
 

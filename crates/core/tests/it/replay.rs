@@ -87,7 +87,14 @@ fn run(name: &str, text: &str) {
                 taken
             }
             ["kept"] => {
-                replay.keep(SHARD, Some(ReplicaId::FIRST), u64::MAX);
+                replay.keep(SHARD, Some(ReplicaId::FIRST), None, u64::MAX);
+                return Vec::new();
+            }
+            ["kept", "behind", ..] => {
+                let base = LogPoint { epoch: Epoch(number(4)), index: Index(number(2)) };
+                marker = Some((base.index, base.epoch));
+                replay = Replay::new(vec![State::new(SHARD)], 1);
+                replay.keep(SHARD, Some(ReplicaId::FIRST), Some(base), u64::MAX);
                 return Vec::new();
             }
             ["log"] => {
@@ -150,6 +157,7 @@ transcripts! {
     what_contradicts_an_installed_snapshot_is_damage,
     what_is_kept_is_not_folded,
     what_is_kept_may_begin_from_an_installed_snapshot,
+    what_is_kept_may_begin_from_a_snapshot_of_its_own,
     what_is_kept_fits_its_snapshot,
 }
 

@@ -46,6 +46,7 @@ pub struct LogDesk {
     bytes: AtomicU64,
     segments: AtomicU64,
     reserve: AtomicU64,
+    appended: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -146,10 +147,25 @@ impl LogDesk {
         }
     }
 
+    /// Returns the number of segments with needed batches, as its owner last noted it.
+    pub fn segments(&self) -> u64 {
+        self.segments.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes that the log has got: those that it needed when it was opened, and what was appended since.
+    pub(crate) fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
+    }
+
+    /// Notes bytes that the log has got.
+    pub(crate) fn note_appended(&self, bytes: u64) {
+        self.appended.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn status(&self) -> LogStatus {
         LogStatus {
             bytes: self.bytes.load(Ordering::Relaxed),
-            segments: self.segments.load(Ordering::Relaxed),
+            segments: self.segments(),
             reserve: self.reserve.load(Ordering::Relaxed),
         }
     }

@@ -7,10 +7,12 @@ mod prepare;
 mod real;
 #[cfg(test)]
 mod tests;
+mod trimming;
 
 pub use desk::{LogDesk, Submission};
 pub use part::LogPart;
 pub use prepare::PreparePart;
+pub(crate) use trimming::Trimming;
 
 use stead_core::ids::Micros;
 use stead_store::wal::{Wal, WalError};

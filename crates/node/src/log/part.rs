@@ -9,6 +9,8 @@ use stead_core::ids::{Index, ShardId, Time};
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
 use stead_store::wal::{Batch, Wal, WalError};
 
+/// Each write fills whole blocks of the log.
+const LOG_BLOCK: u64 = 4096;
 /// Maximum number of bytes of a marker in the log.
 pub(super) const MARKER_BYTES_MAX: u64 = 128;
 
@@ -78,6 +80,8 @@ impl LogPart {
             Step::Append => match self.wal.append(&self.batches) {
                 Ok(_) => {
                     (self.begun, self.is_written) = (now, true);
+                    let bytes: usize = self.batches.iter().map(|batch| batch.bytes()).sum();
+                    hub.desk().note_appended((bytes as u64).next_multiple_of(LOG_BLOCK));
                     let has_promise = self.batches.iter().any(|batch| batch.has_promise());
                     Event::Appended { has_promise }
                 }

@@ -30,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver;
-use stead_core::ids::{self, CheckpointNumber, ReplicaId};
+use stead_core::ids::{self, CheckpointNumber, Epoch, Index, ReplicaId};
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::replication::lease::Grants;
 use stead_core::shard_replica::ShardReplica;
@@ -142,7 +142,7 @@ pub(crate) fn assemble<E: Env>(
         recovered,
         plan,
     } = recovery;
-    let Recovered { states, logs, wal, log, lineage, manifest, decided, report, .. } = recovered;
+    let Recovered { states, logs, own, wal, log, lineage, manifest, decided, report, .. } = recovered;
     let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
     let report = RecoveryReport {
         created,
@@ -197,7 +197,16 @@ pub(crate) fn assemble<E: Env>(
         let (store, log) = (Arc::clone(&store), wal.reader());
         let services = services.clone();
         let stored = Arc::new(Stored { store, manifest, snapshots, log, belonging, services });
-        workers.iter_mut().for_each(|worker| worker.read_from(Arc::clone(&stored)));
+        workers.iter_mut().for_each(|worker| worker.read_from(&shared, Arc::clone(&stored), &own));
+        shared.log.note_appended(wal.stats().bytes_needed);
+        for shard in shared.topology.shards().filter(|shard| shared.replicated.is_free(*shard)) {
+            let promises = wal.promises();
+            let newest = promises.newest(shard).map(|newest| promises.of_replica(shard, newest));
+            // A tombstone: see `worker/placing.rs`.
+            if newest == Some(Epoch(0)) {
+                shared.trimming.note(&shared.log, shard, Index(u64::MAX));
+            }
+        }
         transfers = Some(TransferPart::new(&stored, author));
     }
     shared.colour.store(last.0, Ordering::Relaxed);

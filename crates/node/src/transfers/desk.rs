@@ -1,12 +1,14 @@
-//! Where work is left for the part that carries snapshots.
+//! Where work is left for the part that writes and carries snapshots.
 
 use crate::bell::Bell;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use stead_core::ids::{Epoch, ReplicaId, ShardId};
+use stead_core::ids::{Epoch, Index, ReplicaId, ShardId};
 use stead_core::records::Piece;
+use stead_core::replication::table::EpochTable;
 use stead_core::state::Header;
 use stead_net::replica::{Chunk, Received, Route};
+use stead_store::snapshots::SnapshotName;
 
 /// Bytes of chunks of other nodes that wait at most: 8 MiB. Later ones are dropped, and sent again.
 const CHUNKS_MAX: usize = 8 << 20;
@@ -27,18 +29,30 @@ pub(crate) struct Transfer {
 pub(crate) enum Event {
     /// A replica needs a snapshot, or is connected anew and still needs it.
     Wanted(Transfer),
-    /// A worker has begun to take it.
-    Begun { transfer: Transfer, header: Box<Header> },
-    /// The next records and messages.
-    Records { transfer: Transfer, piece: Piece },
-    /// The snapshot is whole and committed.
-    Taken(Transfer),
+    /// The log of the primary at the turn of a transfer, and its commit index: a snapshot of what these hold may be sent.
+    Usable { transfer: Transfer, table: EpochTable, commit: Index },
     /// The primary of a shard leads no more.
     Ended { shard: ShardId, epoch: Epoch },
     /// A piece of a snapshot has arrived.
     Chunk(Route, Chunk),
     /// The receiver of a snapshot reports.
     Received(Route, Received),
+    /// A worker goes by this snapshot of a replica from now on: older ones of the shard are not needed.
+    Superseded(SnapshotName),
+    /// A replica is gone for ever.
+    Gone { shard: ShardId, replica: ReplicaId },
+}
+
+/// A step of the snapshot that a worker takes of one of its replicas.
+pub(crate) enum Taken {
+    /// It has begun.
+    Begun { name: SnapshotName, header: Box<Header> },
+    /// The next records and messages.
+    Records { name: SnapshotName, piece: Piece },
+    /// It is whole, and what it covers is committed and durable in the log.
+    Whole(SnapshotName),
+    /// It is taken no more.
+    Dropped(SnapshotName),
 }
 
 #[derive(Default)]
@@ -51,6 +65,7 @@ pub(crate) struct TransferDesk {
 #[derive(Default)]
 struct Held {
     events: VecDeque<Event>,
+    taken: VecDeque<Taken>,
     /// Bytes of the pieces, and of the chunks.
     pieces: usize,
     chunks: usize,
@@ -63,11 +78,11 @@ impl TransferDesk {
 
     pub(crate) fn leave(&self, event: Event) {
         let mut held = self.held();
-        match &event {
-            Event::Chunk(_, chunk) if held.chunks + chunk.bytes.len() > CHUNKS_MAX => return,
-            Event::Chunk(_, chunk) => held.chunks += chunk.bytes.len(),
-            Event::Records { piece, .. } => held.pieces += piece.bytes(),
-            _ => {}
+        if let Event::Chunk(_, chunk) = &event {
+            if held.chunks + chunk.bytes.len() > CHUNKS_MAX {
+                return;
+            }
+            held.chunks += chunk.bytes.len();
         }
         held.events.push_back(event);
         drop(held);
@@ -77,12 +92,30 @@ impl TransferDesk {
     pub(crate) fn take(&self) -> Option<Event> {
         let mut held = self.held();
         let event = held.events.pop_front()?;
-        match &event {
-            Event::Chunk(_, chunk) => held.chunks -= chunk.bytes.len(),
-            Event::Records { piece, .. } => held.pieces -= piece.bytes(),
-            _ => {}
+        if let Event::Chunk(_, chunk) = &event {
+            held.chunks -= chunk.bytes.len();
         }
         Some(event)
+    }
+
+    /// Leaves the next step of a snapshot.
+    pub(crate) fn leave_taken(&self, taken: Taken) {
+        let mut held = self.held();
+        if let Taken::Records { piece, .. } = &taken {
+            held.pieces += piece.bytes();
+        }
+        held.taken.push_back(taken);
+        drop(held);
+        self.bell.ring();
+    }
+
+    pub(crate) fn take_taken(&self) -> Option<Taken> {
+        let mut held = self.held();
+        let taken = held.taken.pop_front()?;
+        if let Taken::Records { piece, .. } = &taken {
+            held.pieces -= piece.bytes();
+        }
+        Some(taken)
     }
 
     /// Returns the bytes of records that wait to be written.

@@ -9,14 +9,14 @@ use crate::shared::Shared;
 use crate::worker::Stored;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::ids::{Micros, ShardId, Time};
+use stead_core::ids::{Micros, ReplicaId, ShardId, Time};
 use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::Input;
 use stead_core::state::State;
 use stead_net::replica::{Chunk, Received, Route};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::store::BlobWriter;
-use stead_store::snapshots::SnapshotName;
+use stead_store::snapshots::{SnapshotName, Source};
 
 /// Snapshots that are received at once. Chunks of others are dropped, and sent again.
 const RUNNING_MAX: usize = 4;
@@ -84,12 +84,14 @@ impl Receivers {
         {
             let name = known.name();
             let loaded = writer.finish().map_err(CheckpointError::from);
-            match loaded.and_then(|()| self.stored.snapshots.load(name, self.stored.belonging)) {
+            match loaded
+                .and_then(|()| self.stored.snapshots.load(Source::Received, name, self.stored.belonging))
+            {
                 Ok(state) => install(hub, transfer, chunk.base, state),
                 Err(error) => {
                     self.give_up(shard, &error);
                     // It is damaged, or was not made durable: nothing switches to it.
-                    if let Err(error) = self.stored.snapshots.remove(name) {
+                    if let Err(error) = self.stored.snapshots.remove(Source::Received, name) {
                         events::warn(format_args!("shard {shard}: {error}"));
                     }
                     return self.report(hub, transfer, chunk.base, 0);
@@ -106,13 +108,13 @@ impl Receivers {
         let mut receiving = Receiving { transfer, base, total, bytes: 0, writer: None, heard: now };
         let (name, snapshots) = (receiving.name(), &self.stored.snapshots);
         let begun = snapshots.names().and_then(|names| {
-            let is_whole = names.contains(&name);
+            let is_whole = names.contains(&(Source::Received, name));
             Ok(if is_whole { None } else { Some(snapshots.receive(name)?) })
         });
         match begun {
             Ok(Some(writer)) => receiving.writer = Some(writer),
             // It came before, and was not installed: its epoch was over, or its report was lost.
-            Ok(None) => match snapshots.load(name, self.stored.belonging) {
+            Ok(None) => match snapshots.load(Source::Received, name, self.stored.belonging) {
                 Ok(state) => {
                     receiving.bytes = total;
                     install(hub, transfer, base, state);
@@ -129,6 +131,11 @@ impl Receivers {
         }
         self.running.insert(transfer.shard, receiving);
         true
+    }
+
+    /// A replica of this node is gone for ever.
+    pub(super) fn drop_replica(&mut self, shard: ShardId, replica: ReplicaId) {
+        self.running.retain(|of, receiving| *of != shard || receiving.transfer.to > replica);
     }
 
     fn give_up(&mut self, shard: ShardId, error: &CheckpointError) {

@@ -13,15 +13,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
 use std::sync::Arc;
 use stead_core::checkpointing::pace::Meter;
-use stead_core::ids::{Epoch, Micros, ReplicaId, ShardId, Time};
-use stead_core::records::Piece;
-use stead_core::replication::table::LogPoint;
+use stead_core::ids::{Epoch, Index, Micros, ReplicaId, ShardId, Time};
+use stead_core::replication::table::EpochTable;
 use stead_core::shard_replica::Input;
-use stead_core::state::Header;
 use stead_net::replica::{Chunk, Received, Route};
-use stead_store::checkpoint::bundle::Author;
-use stead_store::checkpoint::store::BlobReader;
-use stead_store::snapshots::{SnapshotName, SnapshotWriter};
+use stead_store::checkpoint::store::{BlobReader, StoreError};
+use stead_store::snapshots::{SnapshotName, Source};
 
 /// Transfers that run at once. The others wait.
 const RUNNING_MAX: usize = 4;
@@ -33,15 +30,12 @@ const STALL_MAX: Micros = Micros::from_secs(10);
 /// The transfers from this node: those that run by shard and receiver, and those that wait.
 pub(super) struct Senders {
     stored: Arc<Stored>,
-    author: Author,
     routes: Arc<Routes>,
     /// The version of `routes`.
     routed: u64,
     running: BTreeMap<(ShardId, ReplicaId), Sending>,
     waiting: VecDeque<Transfer>,
     meter: Meter,
-    /// Empty, with capacity.
-    buffer: Vec<u8>,
 }
 
 struct Sending {
@@ -52,20 +46,16 @@ struct Sending {
 }
 
 enum Stage {
-    /// The worker is asked for the snapshot.
+    /// The worker is asked what may be sent, or there is no snapshot yet.
     Asked,
-    Writing {
-        name: SnapshotName,
-        header: Box<Header>,
-        writer: SnapshotWriter,
-    },
     Sending(File),
-    /// It cannot be written or read, and waits to be given up.
+    /// It cannot be read, and waits to be given up.
     Failed,
 }
 
 /// A snapshot that is being sent.
 struct File {
+    source: Source,
     name: SnapshotName,
     reader: Box<dyn BlobReader>,
     /// The position of the chunk that is to be sent, or on its way.
@@ -79,16 +69,14 @@ struct File {
 }
 
 impl Senders {
-    pub(super) fn new(stored: Arc<Stored>, author: Author) -> Self {
+    pub(super) fn new(stored: Arc<Stored>) -> Self {
         Self {
             stored,
-            author,
             routes: Arc::default(),
             routed: 0,
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
             meter: Meter::default(),
-            buffer: Vec::new(),
         }
     }
 
@@ -104,7 +92,7 @@ impl Senders {
                 }
                 return;
             }
-            self.drop_running(shard, to);
+            self.running.remove(&(shard, to));
         }
         self.waiting.retain(|waiting| (waiting.shard, waiting.to) != (shard, to));
         self.waiting.push_back(transfer);
@@ -115,101 +103,93 @@ impl Senders {
         running.filter(|sending| sending.transfer == transfer)
     }
 
-    /// The snapshot has begun. One that had begun before takes no more.
-    pub(super) fn begin(&mut self, now: Time, transfer: Transfer, header: Box<Header>) {
-        let position = header.position;
-        let base = LogPoint { epoch: position.epoch, index: position.index };
-        let name = SnapshotName { shard: transfer.shard, replica: transfer.to, base };
-        let (stored, author) = (Arc::clone(&self.stored), self.author);
+    /// Begins to send the newest snapshot that the primary's log holds and has committed. Without one its worker takes one first.
+    pub(super) fn begin<E: Env>(
+        &mut self,
+        hub: &Shared<E>,
+        now: Time,
+        transfer: Transfer,
+        log: (&EpochTable, Index),
+    ) {
+        let found = self.find(transfer, log);
         let Some(sending) = self.running(transfer) else { return };
         sending.progress = now;
-        // Before the new one has the same name.
-        sending.stage = Stage::Asked;
-        let begun = stored.snapshots.begin_sent(name, author, stored.belonging.incarnation);
-        sending.stage = match begun {
-            Ok(writer) => Stage::Writing { name, header, writer },
+        let Transfer { shard, from, to, .. } = transfer;
+        sending.stage = match found {
+            Ok(Some(file)) => {
+                hub.push_replica_of(shard, from, Input::SnapshotSent { to, base: file.name.base });
+                Stage::Sending(file)
+            }
+            Ok(None) => {
+                hub.inboxes[hub.worker_of(shard)].push(Command::TakeSnapshot { shard, replica: from });
+                Stage::Asked
+            }
             Err(error) => failed(transfer, &error),
         };
     }
 
-    /// The next records of the snapshot.
-    pub(super) fn write(&mut self, now: Time, transfer: Transfer, piece: &Piece) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if let Some(sending) = self.running(transfer)
-            && let Stage::Writing { header, writer, .. } = &mut sending.stage
-        {
-            piece.encode(&mut buffer);
-            header.add(piece.messages());
-            sending.progress = now;
-            if let Err(error) = writer.records(&buffer) {
-                sending.stage = failed(transfer, &error);
-            }
+    fn find(
+        &self,
+        transfer: Transfer,
+        (table, commit): (&EpochTable, Index),
+    ) -> Result<Option<File>, StoreError> {
+        let Transfer { shard, from: replica, .. } = transfer;
+        let is_fit = |(_, name): &(Source, SnapshotName)| {
+            (name.shard, name.replica) == (shard, replica)
+                && name.base.index <= commit
+                && table.has(name.base)
+        };
+        let names = self.stored.snapshots.names()?.into_iter().filter(is_fit);
+        let Some((source, name)) = names.max_by_key(|(_, name)| name.base) else { return Ok(None) };
+        let reader = self.stored.snapshots.open(source, name)?;
+        Ok(Some(File { source, name, reader, offset: 0, best: 0, is_probing: true, sent: None }))
+    }
+
+    /// A shard has a new snapshot: transfers that wait for one begin with it.
+    pub(super) fn look_again<E: Env>(&self, hub: &Shared<E>, shard: ShardId) {
+        let of_shard = self.running.values().filter(|one| one.transfer.shard == shard);
+        for sending in of_shard.filter(|one| matches!(one.stage, Stage::Asked)) {
+            hub.inboxes[hub.worker_of(shard)].push(Command::SendSnapshot(sending.transfer));
         }
-        buffer.clear();
-        self.buffer = buffer;
     }
 
-    /// The snapshot is whole and committed.
-    pub(super) fn finish(&mut self, now: Time, transfer: Transfer) {
-        let stored = Arc::clone(&self.stored);
-        let Some(sending) = self.running(transfer) else { return };
-        let stage = std::mem::replace(&mut sending.stage, Stage::Failed);
-        let Stage::Writing { name, header, writer } = stage else {
-            sending.stage = stage;
-            return;
-        };
-        sending.progress = now;
-        let opened = writer.finish(&header).and_then(|()| Ok(stored.snapshots.open_sent(name)?));
-        sending.stage = match opened {
-            Ok(reader) => {
-                Stage::Sending(File { name, reader, offset: 0, best: 0, is_probing: true, sent: None })
-            }
-            Err(error) => failed(transfer, &error),
-        };
+    /// Whether a snapshot is being sent.
+    pub(super) fn sends(&self, (source, name): &(Source, SnapshotName)) -> bool {
+        let is_it = |file: &File| (file.source, file.name) == (*source, *name);
+        self.running.values().any(|one| matches!(&one.stage, Stage::Sending(file) if is_it(file)))
     }
 
-    /// The receiver has the snapshot up to a position.
-    pub(super) fn note_received(&mut self, now: Time, transfer: Transfer, received: &Received) {
-        let Some(sending) = self.running(transfer) else { return };
-        let Stage::Sending(file) = &mut sending.stage else { return };
+    /// The receiver has the snapshot up to a position; returns whether that is all of it.
+    pub(super) fn note_received(&mut self, now: Time, transfer: Transfer, received: &Received) -> bool {
+        let Some(sending) = self.running(transfer) else { return false };
+        let Stage::Sending(file) = &mut sending.stage else { return false };
         let (bytes, total) = (received.bytes, file.reader.size());
         if received.base != file.name.base || bytes > total || (!file.is_probing && bytes <= file.offset) {
-            return;
+            return false;
         }
         if bytes > file.best {
             (file.best, sending.progress) = (bytes, now);
         }
         (file.offset, file.is_probing, file.sent) = (bytes, false, None);
-        if bytes == total {
-            self.drop_running(transfer.shard, transfer.to);
+        let is_whole = bytes == total;
+        if is_whole {
+            self.running.remove(&(transfer.shard, transfer.to));
         }
+        is_whole
     }
 
     /// The primary of a shard leads an epoch no more.
     pub(super) fn end(&mut self, shard: ShardId, epoch: Epoch) {
         let is_over = |transfer: &Transfer| transfer.shard == shard && transfer.epoch <= epoch;
         self.waiting.retain(|waiting| !is_over(waiting));
-        let over: Vec<ReplicaId> = self
-            .running
-            .values()
-            .map(|sending| sending.transfer)
-            .filter(is_over)
-            .map(|over| over.to)
-            .collect();
-        over.into_iter().for_each(|to| self.drop_running(shard, to));
+        self.running.retain(|_, sending| !is_over(&sending.transfer));
     }
 
-    fn drop_running(&mut self, shard: ShardId, to: ReplicaId) {
-        let Some(Sending { stage: Stage::Sending(file), .. }) = self.running.remove(&(shard, to)) else {
-            return;
-        };
-        let name = file.name;
-        drop(file);
-        if let Err(error) = self.stored.snapshots.remove_sent(name) {
-            events::warn(format_args!(
-                "a snapshot that was sent stays on the disk until the next start: {error}"
-            ));
-        }
+    /// A replica of this node is gone for ever.
+    pub(super) fn drop_replica(&mut self, shard: ShardId, replica: ReplicaId) {
+        let is_of = |transfer: &Transfer| transfer.shard == shard && transfer.from <= replica;
+        self.waiting.retain(|waiting| !is_of(waiting));
+        self.running.retain(|_, sending| !is_of(&sending.transfer));
     }
 
     /// Begins those that have their turn, sends the chunks that are due, and gives up those that stand still; returns when it is due
@@ -225,7 +205,7 @@ impl Senders {
             .map(|one| one.transfer)
             .collect();
         for Transfer { shard, from, to, .. } in stalled {
-            self.drop_running(shard, to);
+            self.running.remove(&(shard, to));
             // Its replica asks what the other one lacks, and wants a snapshot again.
             hub.push_replica_of(shard, from, Input::Connected(to));
         }
@@ -241,16 +221,10 @@ impl Senders {
 
     fn begin_waiting<E: Env>(&mut self, hub: &Shared<E>, now: Time) {
         while self.running.len() < RUNNING_MAX {
-            // A shard takes one snapshot at a time.
-            let takes = |shard: ShardId| {
-                let of_shard = self.running.range((shard, ReplicaId(0))..=(shard, ReplicaId(u64::MAX)));
-                of_shard.into_iter().any(|(_, one)| matches!(one.stage, Stage::Asked | Stage::Writing { .. }))
-            };
-            let Some(at) = self.waiting.iter().position(|waiting| !takes(waiting.shard)) else { return };
-            let transfer = self.waiting.remove(at).expect("it was found there");
+            let Some(transfer) = self.waiting.pop_front() else { return };
             let sending = Sending { transfer, progress: now, stage: Stage::Asked };
             self.running.insert((transfer.shard, transfer.to), sending);
-            hub.inboxes[hub.worker_of(transfer.shard)].push(Command::TakeSnapshot(transfer));
+            hub.inboxes[hub.worker_of(transfer.shard)].push(Command::SendSnapshot(transfer));
         }
     }
 }
@@ -299,7 +273,7 @@ impl Sending {
 fn failed(transfer: Transfer, error: &dyn Display) -> Stage {
     let Transfer { shard, to, .. } = transfer;
     events::warn(format_args!(
-        "shard {shard}: a snapshot for replica {to} cannot be sent: {error}; another one is taken in a while"
+        "shard {shard}: a snapshot for replica {to} cannot be sent: {error}; it is tried again in a while"
     ));
     Stage::Failed
 }

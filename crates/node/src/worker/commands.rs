@@ -119,7 +119,11 @@ impl<E: Env> Worker<E> {
             Command::Replica { shard, to, input } => self.give_placed(shared, now, (shard, to), input),
             Command::DeleteReplica { shard, replica } => self.delete_replica(shared, now, shard, replica),
             Command::Place { shard, replica } => self.place(shared, now, shard, replica),
-            Command::TakeSnapshot(transfer) => self.take_snapshot(shared, transfer),
+            Command::TakeSnapshot { shard, replica } => self.take_snapshot(shard, replica),
+            Command::SendSnapshot(transfer) => self.send_snapshot(shared, transfer),
+            Command::SnapshotWritten { name, is_durable } => {
+                self.note_written(shared, now, name, is_durable);
+            }
             Command::Stop => {
                 self.stopping = true;
                 self.code.stop();

@@ -60,8 +60,7 @@ impl<E: Env> Worker<E> {
                     let number = header.position.colour.number();
                     // The rest of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
                     self.draining.retain(|draining| draining.slot != slot);
-                    // One for another replica is wanted again.
-                    self.drop_taking(slot);
+                    self.drop_taking(shared, slot);
                     let piece = Piece::default();
                     self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
                     shared.leave_snapshot(Event::Begun { shard: from, number, header, all });

@@ -1,7 +1,7 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
 //! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
 //! `replicas.rs` performs the effects of replicas of shards, `placing.rs` lets them come and go, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices,
-//! and `taking.rs` those for other replicas.
+//! and `taking.rs` those behind which the log of a node with replicas of several is trimmed.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
 //! a submission to the log, and a batch of messages to each other worker; much work is passed on earlier.
@@ -48,7 +48,7 @@ use stead_core::shard_replica::{self, Effects, ShardReplica, Watched};
 use stead_core::shrink;
 use stead_store::rebuild::Rebuild;
 use stead_store::wal::Batch;
-use taking::Taking;
+use taking::{Snapshotted, Taking};
 
 /// Change of the waiting bytes that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
@@ -117,8 +117,10 @@ pub struct Worker<E: Env> {
     /// The longest turn so far.
     longest_hold: Micros,
     draining: VecDeque<Draining>,
-    /// Snapshots for other replicas.
-    taking: VecDeque<Taking>,
+    /// Snapshots of the replicas.
+    taking: Vec<Taking>,
+    /// No replica's turn to take one is due before the log has got so many bytes, unless it is full.
+    snapshots_at: u64,
     /// Calls for shards that other nodes lead.
     forwarded: forward::Desk<Asker<E>>,
     routes: Arc<Routes>,
@@ -176,6 +178,7 @@ struct Slot {
     given_up: Option<(Epoch, ReplicaId)>,
     /// The replicas whose tombstones are among these.
     deleted: Vec<ReplicaId>,
+    snapshotted: Snapshotted,
     /// The number of its durable records that were not reported to it yet.
     durable: usize,
     /// Whether it is in [`Worker::stored`].
@@ -241,6 +244,7 @@ impl<E: Env> Worker<E> {
                     of_others: 0,
                     given_up: None,
                     deleted: Vec::new(),
+                    snapshotted: Snapshotted::default(),
                     durable: 0,
                     is_stored: false,
                     deadline: None,
@@ -284,7 +288,8 @@ impl<E: Env> Worker<E> {
             waiting: [0; 3],
             longest_hold: Micros(0),
             draining: VecDeque::new(),
-            taking: VecDeque::new(),
+            taking: Vec::new(),
+            snapshots_at: 0,
             forwarded: forward::Desk::new(shared.inboxes.len()),
             routes: Arc::default(),
             routed: 0,
@@ -572,7 +577,7 @@ impl<E: Env> Worker<E> {
         let durable = self.intake.durable;
         while let Some((_, reached)) = self.submitted.pop_front_if(|(ticket, _)| *ticket <= durable) {
             for (slot, records) in reached {
-                let records = self.take_durable(slot, records);
+                let records = self.take_durable(shared, slot, records);
                 let Slot { durable, is_stored, .. } = &mut self.shards[slot as usize];
                 *durable += records;
                 if !std::mem::replace(is_stored, true) {

@@ -5,8 +5,9 @@ use super::replicas::RECORD_BYTES;
 use super::{Slot, Worker};
 use crate::env::Env;
 use crate::shared::Shared;
+use crate::transfers::desk::Event;
 use stead_core::control::facts::Fact;
-use stead_core::ids::{Epoch, Life, ReplicaId, ShardId, Time};
+use stead_core::ids::{Epoch, Index, Life, ReplicaId, ShardId, Time};
 use stead_core::shard_replica::{Input, ReplicaName};
 use stead_store::wal::Promise;
 
@@ -60,6 +61,7 @@ impl<E: Env> Worker<E> {
             self.depose(shared, now, slot, epoch);
         }
         self.rebuilds.remove(&slot);
+        self.forget_snapshots(shared, slot);
         let stored = self.stored_data.as_ref().expect("a node on which replicas are placed reads their data");
         let place = &mut self.shards[slot as usize];
         let name = ReplicaName { id: replica, life: Life(shared.lives) };
@@ -97,14 +99,21 @@ impl<E: Env> Worker<E> {
     }
 
     /// Takes so many records of a place as durable. Returns the number of those that its replica has appended.
-    pub(super) fn take_durable(&mut self, slot: u32, records: usize) -> usize {
+    pub(super) fn take_durable(&mut self, shared: &Shared<E>, slot: u32, records: usize) -> usize {
         let place = &mut self.shards[slot as usize];
         place.appended -= records;
         let of_others = records.min(place.of_others);
         place.of_others -= of_others;
-        if place.of_others == 0 {
+        if place.of_others == 0
+            && let Some(&last) = place.deleted.last()
+        {
             let (shard, deleted) = (place.id, place.deleted.drain(..));
             self.news.facts.extend(deleted.map(|replica| Fact::Deleted(shard, replica)));
+            shared.transfers.leave(Event::Gone { shard, replica: last });
+            if place.replica.replica().id() == ReplicaId::NONE {
+                // Nothing in the log counts for a later one.
+                shared.trimming.note(&shared.log, shard, Index(u64::MAX));
+            }
         }
         records - of_others
     }

@@ -5,9 +5,11 @@ use super::Worker;
 use crate::env::Env;
 use crate::inbox::Command;
 use crate::shared::Shared;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::ids::{Index, ReplicaId, Time};
+use stead_core::ids::{Index, ReplicaId, ShardId, Time};
 use stead_core::replication::replica::AppendHead;
+use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::Input;
 use stead_core::start::Services;
 use stead_store::checkpoint::Belonging;
@@ -30,9 +32,15 @@ pub(crate) struct Stored {
 }
 
 impl<E: Env> Worker<E> {
-    /// Reads the data of replicas from there.
-    pub(crate) fn read_from(&mut self, stored: Arc<Stored>) {
+    /// Reads the data of replicas from there. `own` has the last entries of the snapshots of their own from which some have begun.
+    pub(crate) fn read_from(
+        &mut self,
+        shared: &Shared<E>,
+        stored: Arc<Stored>,
+        own: &BTreeMap<ShardId, LogPoint>,
+    ) {
         self.stored_data = Some(stored);
+        self.recover_snapshots(shared, own);
     }
 
     /// Begins to fold the state of a replica anew, in the place of one that is being folded.

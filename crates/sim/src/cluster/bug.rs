@@ -13,16 +13,22 @@ pub enum ClusterBug {
     ShiftedSequence,
     /// A call that is forwarded again has lost its identity.
     ForwardedWithoutIdentity,
+    /// The log is trimmed beyond what the snapshots of its replicas cover.
+    TrimmedTooFar,
+    /// A snapshot counts whose last entry is not committed: a takeover may cut what the replica can never give up again.
+    UncommittedSnapshot,
 }
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::StoredBeforeSync,
         Self::RetryWithoutIdentity,
         Self::MessagesBeforeLog,
         Self::ShiftedSequence,
         Self::ForwardedWithoutIdentity,
+        Self::TrimmedTooFar,
+        Self::UncommittedSnapshot,
     ];
 
     /// Returns its name on the command line.
@@ -34,6 +40,8 @@ impl ClusterBug {
             Self::MessagesBeforeLog => "messages-before-log",
             Self::ShiftedSequence => "shifted-sequence",
             Self::ForwardedWithoutIdentity => "forwarded-without-identity",
+            Self::TrimmedTooFar => "trimmed-too-far",
+            Self::UncommittedSnapshot => "uncommitted-snapshot",
         }
     }
 
@@ -46,6 +54,10 @@ impl ClusterBug {
             Self::RetryWithoutIdentity | Self::ForwardedWithoutIdentity => &[7],
             Self::MessagesBeforeLog => &[5],
             Self::ShiftedSequence => &[5, 8],
+            // Its node does not start, or its peers wait for entries for ever.
+            Self::TrimmedTooFar => &[2, 17],
+            // 0: the replica that trims its log behind it ends its node.
+            Self::UncommittedSnapshot => &[0, 1, 2, 14],
         }
     }
 }

@@ -140,6 +140,18 @@ impl Watch for Witness {
         });
     }
 
+    fn trims(&self, top: &mut Index) {
+        STAND.with_borrow(|stand| {
+            if stand.bug == Some(ClusterBug::TrimmedTooFar) {
+                *top = Index(u64::MAX);
+            }
+        });
+    }
+
+    fn snapshot_counts(&self, counts: &mut bool) {
+        STAND.with_borrow(|stand| *counts |= stand.bug == Some(ClusterBug::UncommittedSnapshot));
+    }
+
     fn durable(&self, _: usize, ticket: &mut u64) {
         STAND.with_borrow(|stand| {
             if stand.bug == Some(ClusterBug::StoredBeforeSync) {

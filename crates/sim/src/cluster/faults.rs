@@ -5,7 +5,6 @@ use super::{Cluster, ClusterMark, Event, Outcome, env};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use stead_core::ids::Micros;
-use stead_core::shard_replica::Input;
 use stead_node::NoAnswer;
 
 impl Cluster {
@@ -116,7 +115,7 @@ impl Cluster {
         self.at(pause, Event::Fault);
         let at = self.rng.usize(..self.machines.len());
         let is_up = self.machines[at].life.is_some();
-        match self.rng.u8(..10) {
+        match self.rng.u8(..9) {
             0 if is_up => {
                 self.marks.hit(ClusterMark::Killed);
                 self.fall(at)?;
@@ -137,8 +136,7 @@ impl Cluster {
                 let size = self.machines.len();
                 self.network.draw_cut(size, &mut self.rng);
             }
-            8 if is_up => self.trim(at),
-            9 => {
+            8 => {
                 // The power of all is cut at once.
                 for at in 0..self.machines.len() {
                     if self.machines[at].is_up() {
@@ -182,18 +180,5 @@ impl Cluster {
             self.void.extend(replicas);
             self.machines[at].lose_disk(seed);
         }
-    }
-
-    /// A node trims its logs.
-    fn trim(&mut self, at: usize) {
-        // A crash of the disk is found by the next turn.
-        let Ok(trimmed) = self.machines[at].trim() else { return };
-        let Some(running) = &self.machines[at].life else { return };
-        for (shard, base) in trimmed {
-            self.marks.hit(ClusterMark::Trimmed);
-            self.trimmed.insert((at, shard, base));
-            running.parts.shared.push_replica(shard, Input::Trimmed(base));
-        }
-        self.heed(at);
     }
 }

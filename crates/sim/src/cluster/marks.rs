@@ -25,8 +25,14 @@ pub enum ClusterMark {
     NeverActive,
     /// The control plane had a new leader.
     Leader,
-    /// The log of a replica was trimmed.
+    /// The log of a replica was trimmed behind its snapshot.
     Trimmed,
+    /// It was while that snapshot was sent to another replica.
+    TrimmedBesideTransfer,
+    /// Segments of a node's log were released.
+    Released,
+    /// A replica began from its own snapshot.
+    Recovered,
     /// A snapshot was sent to another replica.
     SnapshotSent,
     /// A replica began anew from the snapshot of another one.
@@ -63,7 +69,7 @@ pub enum ClusterMark {
 
 impl ClusterMark {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::Killed,
         Self::PowerCut,
         Self::CrashInRecovery,
@@ -75,6 +81,9 @@ impl ClusterMark {
         Self::NeverActive,
         Self::Leader,
         Self::Trimmed,
+        Self::TrimmedBesideTransfer,
+        Self::Released,
+        Self::Recovered,
         Self::SnapshotSent,
         Self::Installed,
         Self::Read,
@@ -108,6 +117,9 @@ impl ClusterMark {
             Self::NeverActive => "epochs that were never active",
             Self::Leader => "leaders of the control plane",
             Self::Trimmed => "trimmed logs of replicas",
+            Self::TrimmedBesideTransfer => "trimmed logs of replicas whose snapshots were on their way",
+            Self::Released => "releases of log segments",
+            Self::Recovered => "replicas that began from snapshots of their own",
             Self::SnapshotSent => "snapshots sent to other replicas",
             Self::Installed => "snapshots of other replicas installed",
             Self::Read => "reads at primaries",

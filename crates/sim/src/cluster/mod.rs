@@ -35,7 +35,6 @@ use std::sync::Arc;
 use stead_core::calls::Answer;
 use stead_core::control::facts::{Fact, Request};
 use stead_core::ids::{ReplicaId, ShardId};
-use stead_core::replication::table::LogPoint;
 use stead_core::topology::Topology;
 use stead_node::{NoAnswer, PartId, PeerMessage};
 use stead_store::sim_disk::SimDisk;
@@ -94,8 +93,6 @@ struct Cluster {
     clients: Clients,
     model: Model,
     followed: BTreeMap<(usize, ShardId), Followed>,
-    /// The bases up to which logs were trimmed.
-    trimmed: BTreeSet<(usize, ShardId, LogPoint)>,
     /// The replicas whose data are gone with their disks.
     void: BTreeSet<(ShardId, ReplicaId)>,
     is_calm: bool,
@@ -115,7 +112,7 @@ impl Cluster {
         let machines = (0..size).map(|at| {
             let skew =
                 Skew { steady: rng.u64(..1 << 40), wall: rng.u64(..20_000_000), drift: rng.u64(..500) };
-            Machine::new(node_id(at), SimDisk::new(rng.u64(..)), skew)
+            Machine::new(node_id(at), SimDisk::new(rng.u64(..)), skew, 1 << rng.u32(13..18))
         });
         let machines = machines.collect();
         let network = Network::new(&mut rng);
@@ -138,7 +135,6 @@ impl Cluster {
             faults,
             clients: Clients::new(count),
             followed: BTreeMap::new(),
-            trimmed: BTreeSet::new(),
             void: BTreeSet::new(),
             is_calm: false,
             marks: ClusterMarks::default(),

@@ -78,8 +78,9 @@ pub(super) struct Followed {
     /// The last entry of its log.
     last: LogPoint,
     compared: Index,
-    /// The last entry that its snapshot covers.
+    /// The last entry that its snapshot covers, and what it had committed before that was looked at.
     pub(super) base: LogPoint,
+    pub(super) committed: Index,
     hashed: Index,
 }
 

@@ -11,19 +11,15 @@ use stead_core::checkpointing::merging::Policy;
 use stead_core::control::facts::ShardReport;
 use stead_core::control::node::StartId;
 use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId, ReplicaId, ShardId, Time};
-use stead_core::replication::table::LogPoint;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
 use stead_node::{
     CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, PartId, RecoverOptions, Registered,
-    ServiceLimits, Sizes, Stepped, Worker, recover_in, recover_options,
+    ServiceLimits, Sizes, Stepped, recover_in, recover_options,
 };
-use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::bundle::Author;
 use stead_store::checkpoint::load::Loaders;
 use stead_store::data_dir::{DataDir, DataDirError, Meta};
 use stead_store::sim_disk::SimDisk;
-use stead_store::snapshots::{SnapshotName, Snapshots};
 use stead_store::wal::WalOptions;
 
 /// The cluster of all nodes.
@@ -82,6 +78,8 @@ pub(super) struct Machine {
     pub(super) life: Option<Running>,
     /// Until then its process does not run.
     pub(super) paused_until: u64,
+    /// The growth of its log between two snapshots of a replica.
+    pub(super) snapshot_log_bytes: u64,
 }
 
 /// A life that is counted, and whose replicas the control plane has yet to name: that decides whether the disk is believed (rule 3).
@@ -136,9 +134,9 @@ fn settings() -> Settings {
 }
 
 impl Machine {
-    pub(super) fn new(id: NodeId, disk: SimDisk, skew: Skew) -> Self {
+    pub(super) fn new(id: NodeId, disk: SimDisk, skew: Skew, snapshot_log_bytes: u64) -> Self {
         let (copy, entering, life) = (None, None, None);
-        Self { id, disk, copy, skew, starts: 0, entering, life, paused_until: 0 }
+        Self { id, disk, copy, skew, starts: 0, entering, life, paused_until: 0, snapshot_log_bytes }
     }
 
     /// Whether its process runs.
@@ -172,31 +170,6 @@ impl Machine {
             replicated,
             in_cluster: true,
         }
-    }
-
-    /// Lets the log of a replica begin behind what it has committed, as if it were trimmed up to there: a snapshot has the rest. The
-    /// next life finds the whole log again. Returns the base of each.
-    pub(super) fn trim(&self) -> Result<Vec<(ShardId, LogPoint)>, CheckpointError> {
-        let snapshots = Snapshots::new(Arc::new(self.disk.clone()));
-        let author = Author { cluster: CLUSTER, node: self.id, writer: self.starts };
-        let mut trimmed = Vec::new();
-        let replicas =
-            self.life.iter().filter_map(|running| running.parts.worker(0)).flat_map(Worker::replicas);
-        for replica in replicas {
-            let Some(state) = replica.committed_state() else { continue };
-            let (position, rules) = (state.position(), replica.replica());
-            if rules.id() == ReplicaId::NONE {
-                continue;
-            }
-            if position.index <= rules.table().base().index {
-                continue;
-            }
-            let base = LogPoint { epoch: position.epoch, index: position.index };
-            let name = SnapshotName { shard: state.shard(), replica: rules.id(), base };
-            snapshots.write(name, author, INCARNATION, (&state.header(), state.records()))?;
-            trimmed.push((state.shard(), base));
-        }
-        Ok(trimmed)
     }
 
     /// Begins a life, which is counted, as a node of a cluster does before the control plane knows of it.
@@ -236,6 +209,7 @@ impl Machine {
             piece_bytes: 100,
             snapshot_records: 3,
             chunk_bytes: 200,
+            snapshot_log_bytes: self.snapshot_log_bytes,
             ..Sizes::default()
         };
         let readers = Loaders::InTurn(1);

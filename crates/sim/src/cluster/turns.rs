@@ -86,7 +86,11 @@ impl Cluster {
         let Some(running) = machine.life.as_mut().filter(|running| running.parts.runs(part)) else {
             return Ok(());
         };
+        let segments = running.parts.shared.log().segments();
         let (turned, seen) = env::play((steady, wall), bug, || running.parts.turn(part, steady));
+        if running.parts.shared.log().segments() < segments {
+            self.marks.hit(ClusterMark::Released);
+        }
         if machine.disk.is_crashed() {
             return self.lose_power(at);
         }
@@ -149,9 +153,16 @@ impl Cluster {
             }
             let base = replica.replica().table().base();
             let before = std::mem::replace(&mut followed.base, base);
-            if base != before && !is_new && !self.trimmed.contains(&(at, shard, base)) {
-                self.marks.hit(ClusterMark::Installed);
+            let committed = std::mem::replace(&mut followed.committed, replica.replica().commit());
+            if base == before {
+                continue;
             }
+            self.marks.hit(match (is_new, base.index <= committed) {
+                (true, _) => ClusterMark::Recovered,
+                (false, true) if replica.snapshot_sent().is_some() => ClusterMark::TrimmedBesideTransfer,
+                (false, true) => ClusterMark::Trimmed,
+                (false, false) => ClusterMark::Installed,
+            });
         }
         Ok(())
     }

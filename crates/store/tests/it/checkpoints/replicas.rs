@@ -17,7 +17,7 @@ use stead_store::checkpoint::{Belonging, CheckpointError};
 use stead_store::disk::Disk;
 use stead_store::rebuild::{Rebuild, Sources};
 use stead_store::recovery::{Facts, Recovered, RecoveryError, recover};
-use stead_store::snapshots::{SnapshotName, Snapshots};
+use stead_store::snapshots::{SnapshotName, Snapshots, Source};
 use stead_store::wal::{Batch, CutRecord, Progress};
 
 const SHARD: ShardId = ShardId(0);
@@ -113,9 +113,13 @@ fn snapshot_name(node: &Node) -> SnapshotName {
 }
 
 fn write_snapshot(node: &Node, name: SnapshotName) -> Result<(), CheckpointError> {
+    write_as(node, Source::Received, name)
+}
+
+fn write_as(node: &Node, source: Source, name: SnapshotName) -> Result<(), CheckpointError> {
     let state = &node.cluster.shards[0].state;
     let snapshots = Snapshots::new(Arc::new(node.disk.clone()));
-    snapshots.write(name, author(9), INCARNATION, (&state.header(), state.records()))
+    snapshots.write((source, name), author(9), INCARNATION, (&state.header(), state.records()))
 }
 
 /// Runs the cluster, and logs of the shard only its first entries: the rest reaches it as a snapshot, which this returns.
@@ -202,6 +206,45 @@ fn a_snapshot_that_was_not_switched_to_is_ignored_and_removed_4() {
     assert_eq!(recovered.states[0].position().index, Index(0));
     check(&node, recovered);
     assert!(!node.disk.files().iter().any(|path| path.starts_with("replicas/")), "{:?}", node.disk.files());
+}
+
+/// A shard begins from the newest snapshot that its replica has taken, whose log may have nothing of what it covers: rules 4 and 18.
+#[test]
+fn a_log_goes_on_behind_the_newest_snapshot_of_its_own_replica_4_18() {
+    for is_trimmed in [false, true] {
+        let mut node = Node::new(5);
+        let mut names = Vec::new();
+        for _ in 0..2 {
+            node.cluster.run(40);
+            node.log();
+            names.push(snapshot_name(&node));
+            write_as(&node, Source::Own, snapshot_name(&node)).unwrap();
+        }
+        node.cluster.run(40);
+        node.log();
+        let [older, newest] = names[..] else { unreachable!("two were taken") };
+        // That of another replica does not count.
+        let other = SnapshotName { replica: REPLICA.next(), ..snapshot_name(&node) };
+        write_as(&node, Source::Own, other).unwrap();
+        if is_trimmed {
+            node.wal.trim(|shard| if shard == SHARD { newest.base.index } else { Index(0) }).unwrap();
+        }
+        for _ in 0..2 {
+            let recovered = recover_replicated(&node, &[0], u64::MAX).unwrap();
+            assert_eq!(recovered.own, BTreeMap::from([(SHARD, newest.base)]));
+            assert_eq!(recovered.states[0].position().index, newest.base.index);
+            check(&node, recovered);
+            let files: Vec<String> =
+                node.disk.files().into_iter().filter(|path| path.starts_with("replicas/")).collect();
+            assert_eq!(files, [format!("replicas/own/{newest}")], "{older} is not needed");
+        }
+        // The log lacks what it held: it lost its end, or a snapshot is of another log.
+        let beyond = SnapshotName { base: LogPoint { index: Index(9_999), ..newest.base }, ..newest };
+        write_as(&node, Source::Own, beyond).unwrap();
+        let before = node.disk.files();
+        assert!(recover_replicated(&node, &[0], u64::MAX).is_err());
+        assert_eq!(node.disk.files(), before);
+    }
 }
 
 #[test]

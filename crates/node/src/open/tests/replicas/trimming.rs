@@ -1,0 +1,149 @@
+//! The snapshots that replicas take themselves, and the trims of their nodes' logs.
+
+use super::*;
+
+/// The growth of a log between two snapshots.
+const GROWTH: u64 = 64 << 10;
+
+/// As [`serving`], with a log that grows little before it is trimmed.
+fn trimming() -> Cluster {
+    let placed = NODES.map(|node| (node, ReplicaId(node.into()))).into();
+    let mut cluster = Cluster::with_snapshots(placed, GROWTH);
+    cluster.seal(1);
+    cluster.lead(1, 1, LogPoint::default());
+    cluster.settle();
+    cluster.open_session(1, 0);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(0, Ok(0))]);
+    cluster
+}
+
+/// Lets a node handle requests, one after the other.
+fn request_all(cluster: &mut Cluster, node: u32, numbers: std::ops::RangeInclusive<u32>) {
+    for number in numbers {
+        cluster.request(node, number, number.into());
+        cluster.settle();
+        assert_eq!(cluster.answered(), [(number, Ok(number as u8))]);
+    }
+}
+
+fn last(cluster: &Cluster, node: u32) -> LogPoint {
+    cluster.replica(node).replica().table().last()
+}
+
+fn base(cluster: &Cluster, node: u32) -> LogPoint {
+    cluster.replica(node).replica().table().base()
+}
+
+fn own_files(cluster: &Cluster, node: u32) -> Vec<String> {
+    cluster.disks[&node].list("replicas/own").unwrap_or_default()
+}
+
+#[test]
+fn a_log_is_trimmed_behind_snapshots_from_which_a_node_begins() {
+    let mut cluster = trimming();
+    request_all(&mut cluster, 1, 1..=200);
+    for node in NODES {
+        let segments = cluster.nodes[&node].shared.log().segments();
+        assert!(segments < 12, "node {node} keeps {segments} segments");
+        assert_eq!(own_files(&cluster, node).len(), 1, "node {node}: the older ones are removed");
+        // Each write fills a block of 4 KiB.
+        let kept = last(&cluster, node).index.0 - base(&cluster, node).index.0;
+        assert!((16..=40).contains(&kept), "node {node} keeps {kept} entries");
+    }
+
+    // A node begins from its newest one, and has all that was answered.
+    cluster.end(2);
+    cluster.open(2);
+    let LogPoint { epoch, index } = base(&cluster, 2);
+    assert_eq!(own_files(&cluster, 2), [format!("0-2-{epoch}-{index}.snapshot")]);
+    let sealed = cluster.seal(2);
+    cluster.end(1);
+    cluster.lead(2, 2, sealed[&2].table.last());
+    cluster.settle();
+    cluster.request(2, 300, 200);
+    cluster.request(2, 301, 201);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(300, Ok(200)), (301, Ok(201))]);
+}
+
+/// It gets the entries that it lacks.
+#[test]
+fn a_peer_that_lags_by_less_than_the_growth_between_two_snapshots_gets_none() {
+    let mut cluster = trimming();
+    request_all(&mut cluster, 1, 1..=60);
+    let before = own_files(&cluster, 1);
+    cluster.cut_off = Some(3);
+    let mut number = 60;
+    while own_files(&cluster, 1) == before {
+        number += 1;
+        request_all(&mut cluster, 1, number..=number);
+    }
+    cluster.cut_off = None;
+    cluster.connect(1, 3);
+    cluster.settle();
+    assert_eq!((last(&cluster, 3), cluster.chunks), (last(&cluster, 1), 0));
+
+    // One that lags by more gets one, and then the entries behind that.
+    cluster.cut_off = Some(3);
+    request_all(&mut cluster, 1, number + 1..=number + 60);
+    cluster.cut_off = None;
+    cluster.connect(1, 3);
+    cluster.settle();
+    assert_eq!(last(&cluster, 3), last(&cluster, 1));
+    assert!(cluster.chunks > 0);
+    let files = cluster.snapshot_files(3);
+    assert_eq!(files.len(), 2, "{files:?}: its own one stays until it has a newer one");
+    request_all(&mut cluster, 1, number + 61..=number + 100);
+    let files = cluster.snapshot_files(3);
+    assert_eq!(files.len(), 1, "{files:?}");
+}
+
+/// The entry at the primary's end waits for the very replica that needs the snapshot.
+#[test]
+fn a_member_that_is_needed_for_the_next_commit_gets_a_snapshot_of_what_is_committed_17() {
+    let mut cluster = lagging();
+    cluster.end(2);
+    cluster.request(1, 30, 21);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(30, Ok(21))]);
+    assert_eq!(last(&cluster, 3), last(&cluster, 1));
+}
+
+#[test]
+fn without_space_for_a_snapshot_the_log_is_kept_and_another_one_is_taken_later() {
+    let mut cluster = trimming();
+    let disk = cluster.disks[&1].clone();
+    disk.set_capacity(Some(disk.used()));
+    let mut number = 0;
+    while !cluster.nodes[&1].shared.log().is_full() {
+        number += 1;
+        request_all(&mut cluster, 1, number..=number);
+    }
+    cluster.pass(&NODES, 1000);
+    assert_eq!(own_files(&cluster, 1), Vec::<String>::new());
+    disk.set_capacity(None);
+    cluster.pass(&NODES, 1000);
+    assert_eq!(own_files(&cluster, 1).len(), 1);
+    request_all(&mut cluster, 1, number + 1..=number + 60);
+    assert!(base(&cluster, 1).index > Index(0));
+}
+
+/// Nor does the log keep what it had.
+#[test]
+fn nothing_is_left_of_a_replica_that_is_deleted_5() {
+    let mut cluster = trimming();
+    request_all(&mut cluster, 1, 1..=60);
+    assert_eq!(own_files(&cluster, 3).len(), 1);
+    let before = cluster.nodes[&3].shared.log().segments();
+    cluster.nodes[&3].shared.delete_replica(SHARD, ReplicaId(3));
+    cluster.settle();
+    assert_eq!(own_files(&cluster, 3), Vec::<String>::new());
+    let after = cluster.nodes[&3].shared.log().segments();
+    assert!(after == 1 && before > 1, "{before} and then {after} segments");
+    // What it promised stays away from the next one.
+    cluster.end(3);
+    cluster.placed.insert(3, ReplicaId(3));
+    cluster.open(3);
+    assert_eq!(cluster.replica(3).replica().id(), ReplicaId::NONE);
+}

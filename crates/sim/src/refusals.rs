@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use stead_store::checkpoint::checks::CHECKS;
 use stead_store::data_dir::CHECKPOINTS;
 use stead_store::disk::{DiskFile, is_full};
 use stead_store::sim_disk::is_crash;
@@ -36,6 +37,11 @@ impl Area {
     }
 }
 
+/// Whether a path is the directory with the marks of checks.
+fn is_of_marks(path: &str) -> bool {
+    path.strip_prefix(CHECKPOINTS).is_some_and(|rest| rest.trim_matches('/') == CHECKS.trim_matches('/'))
+}
+
 /// The number of operations that the disk refused, by area: for want of space or of descriptors, as failed syncs, as failed reads,
 /// and as other faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub(crate) struct Refusals {
     syncs: [u64; Area::COUNT],
     reads: [u64; Area::COUNT],
     faults: [u64; Area::COUNT],
+    /// Those of the failed syncs that were of the directory with the marks of checks.
+    marks: u64,
 }
 
 impl Refusals {
@@ -57,6 +65,7 @@ impl Refusals {
             syncs: less(self.syncs, before.syncs),
             reads: less(self.reads, before.reads),
             faults: less(self.faults, before.faults),
+            marks: self.marks - before.marks,
         }
     }
 
@@ -91,9 +100,10 @@ impl Refusals {
         self.syncs.iter().chain(&self.reads).chain(&self.faults).all(|count| *count == 0)
     }
 
-    /// Returns the number of failed syncs of the node's own data: those of copies are survived.
+    /// Returns the number of failed syncs of the node's own data that it does not survive. It does those of copies, and one after
+    /// the removal of a check's mark: the store syncs its directories again before it writes, and the mark is removed again.
     pub(crate) fn failed_syncs(&self) -> u64 {
-        self.syncs.iter().sum::<u64>() - self.syncs[Area::Copies as usize]
+        self.syncs.iter().sum::<u64>() - self.syncs[Area::Copies as usize] - self.marks
     }
 }
 
@@ -127,13 +137,19 @@ impl Counter {
 
     /// Notes the result of a sync of a path.
     pub(crate) fn note_sync<T>(&self, path: &str, result: io::Result<T>) -> io::Result<T> {
-        self.count(Area::of(path), Kind::Sync, result)
+        let result = self.count(Area::of(path), Kind::Sync, result);
+        if result.as_ref().is_err_and(|error| error.raw_os_error().is_some() && !is_full(error))
+            && is_of_marks(path)
+        {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).marks += 1;
+        }
+        result
     }
 
     fn count<T>(&self, area: Area, kind: Kind, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result {
             let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Refusals { short, syncs, reads, faults } = &mut *refusals;
+            let Refusals { short, syncs, reads, faults, .. } = &mut *refusals;
             match error {
                 error if is_crash(error) => {}
                 error if is_full(error) => short[area as usize] += 1,

@@ -52,10 +52,12 @@ stead-testkit -> stead-core
 stead-testkit -> stead-sim
 stead-flights -> stead
 stead-flights -> stead-core
+stead-flights -> stead-local
 stead-flights -> stead-store
 stead-cli -> stead
 stead-cli -> stead-flights
 stead-cli -> stead-gateway
+stead-cli -> stead-local
 stead-chaos -> stead
 stead-chaos -> stead-flights
 stead-chaos -> stead-gateway

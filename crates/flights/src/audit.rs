@@ -129,3 +129,51 @@ impl Audit {
         }
     }
 }
+
+/// The runs on several nodes, compared with the entries that their logs hold in the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// All handler runs.
+    pub runs: u64,
+    /// Runs of a cause on top of a log that held its entry already.
+    pub recomputed: u64,
+    /// Further entries of causes that have one.
+    pub doubled: u64,
+    /// Runs whose entry was not stored by enough nodes before its node lost its place. Another run took theirs.
+    pub unkept: u64,
+    /// Causes that were run, and have no entry: nothing is proved about them.
+    pub unproved: u64,
+}
+
+impl Compared {
+    /// Compares runs, in any order, with the entries of all logs. Of a shard's log, a later place is on top of an earlier one.
+    #[must_use]
+    pub fn of(runs: &[Run], kept: &HashSet<Place>) -> Self {
+        let mut causes: HashMap<(ProcessName, u64), Vec<(u64, u64)>> = HashMap::new();
+        for run in runs {
+            causes.entry((run.process, run.cause)).or_default().push(run.place);
+        }
+        let mut compared = Self { runs: runs.len() as u64, ..Self::default() };
+        for ((process, _), mut places) in causes {
+            places.sort_unstable();
+            let mut its = places.clone();
+            its.dedup();
+            its.retain(|place| kept.contains(&(process, *place)));
+            let Some(&first) = its.first() else {
+                compared.unproved += 1;
+                continue;
+            };
+            let before = places.iter().filter(|place| **place < first).count();
+            compared.unkept += before as u64;
+            compared.recomputed += (places.len() - before - 1) as u64;
+            compared.doubled += (its.len() - 1) as u64;
+        }
+        compared
+    }
+
+    /// Whether no work was done twice, and that is proved.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        (self.recomputed, self.doubled, self.unproved) == (0, 0, 0) && self.runs > 0
+    }
+}

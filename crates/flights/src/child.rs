@@ -31,13 +31,14 @@ const SEGMENT_BYTES: u64 = 4 << 20;
 /// Registers the services of the application.
 #[must_use]
 pub fn register(builder: NodeBuilder) -> NodeBuilder {
+    let options = |shards| ServiceOptions::default().shards(shards);
     builder
         .segment_bytes(SEGMENT_BYTES)
-        .service::<Feeder>(ServiceOptions::default().shards(1))
-        .service::<Aircraft>(ServiceOptions::default().shards(8))
-        .service::<Airport>(ServiceOptions::default().shards(4))
-        .service::<Carrier>(ServiceOptions::default().shards(2))
-        .service::<Desk>(ServiceOptions::default().shards(2))
+        .service::<Feeder>(options(1))
+        .service::<Aircraft>(options(8))
+        .service::<Airport>(options(4))
+        .service::<Carrier>(options(2))
+        .service::<Desk>(options(2))
 }
 
 /// Runs the application until its standard input ends or it receives [`Question::Stop`].

@@ -33,6 +33,17 @@ pub enum ConductError {
         /// Reason of the last failure.
         reason: String,
     },
+    /// A node of the cluster cannot be run.
+    #[error(transparent)]
+    Local(#[from] stead_local::LocalError),
+    /// The cluster does not become whole.
+    #[error("the cluster is not whole after {} s: {reason}", waited.as_secs())]
+    NotWhole {
+        /// The time of the wait.
+        waited: Duration,
+        /// What is missing.
+        reason: String,
+    },
     /// Files of the run cannot be read or written.
     #[error("{what} failed: {source}")]
     Io {

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod callers;
 pub mod child;
+pub mod cluster;
 pub mod code;
 pub mod conductor;
 mod error;

@@ -24,39 +24,68 @@ const MALFORMED_LISTED: usize = 20;
 /// The hidden subcommand with which the demo starts itself as the application that it kills.
 const CHILD: &str = "demo-child";
 
-/// Feed real flights through services, kill them, and compare every total
+/// Feed real flights through services, kill their nodes, and compare every total
 ///
-/// Runs the flights application as a child process on a bundled file of 27,004 real flights, takes a checkpoint every
-/// second, kills the child with SIGKILL at random moments, restarts it, restores a checkpoint once, and compares
-/// every total with a simple computation. Exits with 0 only if nothing was lost, doubled or computed again.
+/// Runs the flights application on three nodes, as child processes, on a bundled file of 27,004 real flights. Kills nodes with
+/// SIGKILL, stops one with SIGSTOP and cuts one off from the others, while clients keep calling; then compares every total
+/// with a simple computation. With --nodes 1 it runs one process, takes a checkpoint every second, kills the process at random
+/// moments, and restores a checkpoint once. Exits with 0 only if nothing was lost, doubled or computed again, and each request
+/// was answered.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  stead demo\n  stead demo --kills 10 --seed 7\n  stead demo --input flights.csv.gz --malformed skip --json"
+    after_help = "Example:\n  stead demo\n  stead demo --nodes 1 --kills 10 --seed 7\n  stead demo --input flights.csv.gz --malformed skip --json"
 )]
 pub(crate) struct DemoArgs {
+    /// Number of nodes: 1, or 3 to 7
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_nodes)]
+    pub(super) nodes: u16,
     /// Read another file with the same columns, plain or gzip
     #[arg(long, value_name = "FILE")]
-    input: Option<PathBuf>,
+    pub(super) input: Option<PathBuf>,
     /// Handling of malformed rows in that file
     #[arg(long, value_enum, default_value_t = Malformed::Refuse, value_name = "WHAT")]
-    malformed: Malformed,
+    pub(super) malformed: Malformed,
     /// Rows a second; by default all rows in about 20 s
     #[arg(long, value_name = "ROWS", value_parser = parse_rate)]
     rate: Option<f64>,
-    /// Number of kills with SIGKILL: 0 to 100
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=100))]
-    kills: u32,
-    /// Seed that decides when to kill; by default a new one, which is printed
+    /// Number of kills with SIGKILL: 0 to 100 [default: 2, or 5 of one node]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=100))]
+    pub(super) kills: Option<u32>,
+    /// Seed that decides when to kill one node, and what clients ask; by default a new one, which is printed
     #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
+    pub(super) seed: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Malformed {
+impl DemoArgs {
+    /// Whether it runs on several nodes.
+    pub(super) fn is_of_cluster(&self) -> bool {
+        self.nodes > 1
+    }
+
+    /// Returns the rows a second.
+    pub(super) fn rate_of(&self, flights: &Flights) -> f64 {
+        self.rate.unwrap_or(flights.rows.len() as f64 / PACE_SECONDS)
+    }
+}
+
+/// Kills of one node without `--kills`.
+const KILLS_OF_ONE: u32 = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Malformed {
     /// Exit with an error that names the line and the reason
     Refuse,
     /// Report the line and skip the row
     Skip,
+}
+
+impl From<Malformed> for OnMalformed {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Refuse => Self::Refuse,
+            Malformed::Skip => Self::Skip,
+        }
+    }
 }
 
 /// The result that `--json` prints.
@@ -79,16 +108,13 @@ struct Report<'a> {
 pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let flights = read(args)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let rate = args.rate.unwrap_or(flights.rows.len() as f64 / PACE_SECONDS);
+    let rate = args.rate_of(&flights);
     output::note(format_args!(
         "stead: {} flights at {rate:.0} a second, {} kills, --seed {seed}",
         flights.rows.len(),
-        args.kills
+        args.kills.unwrap_or(KILLS_OF_ONE)
     ));
-    let dir = tempfile::Builder::new()
-        .prefix("stead-demo-")
-        .tempdir()
-        .map_err(|error| Failure::new(Exit::Failed, "cannot create a temporary directory").cause(error))?;
+    let dir = new_dir()?;
     let plan = plan(args, dir.path(), seed, rate, stop::listen()?);
     let outcome = match watch(&plan, &flights) {
         Ok(outcome) => outcome,
@@ -121,6 +147,23 @@ pub(crate) fn run_child() -> Result<(), Failure> {
         .map_err(|reason| Failure::new(Exit::Failed, "the flights application failed").cause(reason))
 }
 
+/// Creates the directory of a demo's files.
+pub(super) fn new_dir() -> Result<tempfile::TempDir, Failure> {
+    let created = tempfile::Builder::new().prefix("stead-demo-").tempdir();
+    created.map_err(|error| Failure::new(Exit::Failed, "cannot create a temporary directory").cause(error))
+}
+
+fn parse_nodes(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(nodes @ (1 | 3..=7)) => Ok(nodes),
+        Ok(2) => {
+            Err("of 2 nodes neither can replace the other, for most of them have to agree; use 1, or 3 to 7"
+                .to_owned())
+        }
+        _ => Err("it must be 1, or 3 to 7".to_owned()),
+    }
+}
+
 fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (1.0..=1e6).contains(&rate) => Ok(rate),
@@ -128,13 +171,10 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn read(args: &DemoArgs) -> Result<Flights, Failure> {
+/// Reads the flights that the demo feeds.
+pub(super) fn read(args: &DemoArgs) -> Result<Flights, Failure> {
     let Some(path) = &args.input else { return Ok(Flights::bundled()) };
-    let on_malformed = match args.malformed {
-        Malformed::Refuse => OnMalformed::Refuse,
-        Malformed::Skip => OnMalformed::Skip,
-    };
-    let flights = Flights::open(path, on_malformed).map_err(|error| {
+    let flights = Flights::open(path, args.malformed.into()).map_err(|error| {
         let failure = Failure::new(Exit::Failed, format!("cannot use {}", path.display()));
         match error {
             ReadError::Malformed(row) => {
@@ -161,7 +201,7 @@ fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>
         skip_malformed: matches!(args.malformed, Malformed::Skip),
         rate,
         seed,
-        kills: Kills::Spread(args.kills),
+        kills: Kills::Spread(args.kills.unwrap_or(KILLS_OF_ONE)),
         restore: true,
         checkpoint_every: Duration::from_secs(1),
         patience: Plan::PATIENCE,
@@ -169,14 +209,20 @@ fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>
     }
 }
 
-/// Runs the plan, with a progress bar if there is a terminal.
-fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, ConductError> {
+/// Returns a progress bar of the rows, which shows only on a terminal.
+pub(super) fn progress(flights: &Flights) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{spinner} {bar:32} {human_pos}/{human_len} rows  {elapsed}  {msg}")
             .expect("the template is a constant")
             .progress_chars("=> ");
     let bar = ProgressBar::new(flights.rows.len() as u64).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// Runs the plan, with a progress bar if there is a terminal.
+fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, ConductError> {
+    let bar = progress(flights);
     let mut checkpoints = 0;
     let outcome = conduct(plan, flights, &mut Sigkill, &mut |event| match event {
         Event::Fed(position) => bar.set_position(position.next_row),

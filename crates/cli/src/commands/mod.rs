@@ -7,12 +7,14 @@ mod cluster;
 mod completions;
 mod dead_letter;
 mod demo;
+mod demo_cluster;
 mod get;
 mod log;
 mod process;
 mod restore;
 mod start;
 mod status;
+mod up;
 
 use crate::failure::{EXIT_CODES, Failure};
 use clap::{Parser, Subcommand};
@@ -40,6 +42,8 @@ enum Command {
     Demo(demo::DemoArgs),
     #[command(hide = true)]
     DemoChild,
+    #[command(hide = true)]
+    DemoNode(Box<demo_cluster::NodeArgs>),
     Start(Box<start::StartArgs>),
     Call(call::CallArgs),
     Get(get::GetArgs),
@@ -47,6 +51,7 @@ enum Command {
     Checkpoint(checkpoint::CheckpointArgs),
     Process(process::ProcessArgs),
     DeadLetter(dead_letter::DeadLetterArgs),
+    Cluster(up::ClusterArgs),
     Node(cluster::NodeArgs),
     Service(cluster::ServiceArgs),
     Failover(cluster::FailoverArgs),
@@ -59,12 +64,14 @@ enum Command {
 impl Cli {
     /// Whether this is a server, which must not wait for a reader of its output when it ends.
     pub(crate) fn is_server(&self) -> bool {
-        matches!(self.command, Command::Start(_))
+        matches!(self.command, Command::Start(_) | Command::DemoNode(_))
     }
 
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match &self.command {
+            Command::Demo(args) if args.is_of_cluster() => demo_cluster::run(args, self.json),
             Command::Demo(args) => demo::run(args, self.json),
+            Command::DemoNode(args) => demo_cluster::run_node(args, self.json),
             Command::DemoChild => demo::run_child(),
             Command::Start(args) => start::run(args, self.json),
             Command::Call(args) => call::run(args, self.json),
@@ -73,6 +80,7 @@ impl Cli {
             Command::Checkpoint(args) => checkpoint::run(args, self.json),
             Command::Process(args) => process::run(args, self.json),
             Command::DeadLetter(args) => dead_letter::run(args, self.json),
+            Command::Cluster(args) => up::run(args, self.json),
             Command::Node(args) => cluster::run_node(args, self.json),
             Command::Service(args) => cluster::run_service(args, self.json),
             Command::Failover(args) => cluster::run_failover(args, self.json),

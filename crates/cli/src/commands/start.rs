@@ -94,6 +94,15 @@ struct Ready {
 }
 
 pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
+    serve(args, json, |builder| builder.service::<Kv>(ServiceOptions::default().shards_when_new(KV_SHARDS)))
+}
+
+/// Runs a server with some services.
+pub(crate) fn serve(
+    args: &StartArgs,
+    json: bool,
+    services: impl FnOnce(NodeBuilder) -> NodeBuilder + Send + 'static,
+) -> Result<(), Failure> {
     let limits = Limits {
         body_bytes_max: args.body_bytes_max,
         connections_max: args.connections_max,
@@ -111,12 +120,13 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
             advertise_peers: args.advertise_peers,
         },
     };
-    let mut serve = Serve::with(move || builder(data, config.as_deref(), shutdown_timeout, network))
-        .listen(args.listen)
-        .limits(limits)
-        .supervised(args.supervise)
-        .until_stdin_ends(args.until_stdin_ends)
-        .log_level(args.log_level);
+    let mut serve =
+        Serve::with(move || Ok(services(builder(data, config.as_deref(), shutdown_timeout, network)?)))
+            .listen(args.listen)
+            .limits(limits)
+            .supervised(args.supervise)
+            .until_stdin_ends(args.until_stdin_ends)
+            .log_level(args.log_level);
     for (name, value) in allocator::VARIABLES {
         serve = serve.variable(name, value);
     }
@@ -145,7 +155,7 @@ fn builder(
     config.shutdown_timeout = shutdown_timeout.or(config.shutdown_timeout);
     config.native.listen = native.or(config.native.listen);
     config.cluster = config.cluster.merged(&cluster);
-    Ok(Node::builder(data).service::<Kv>(ServiceOptions::default().shards_when_new(KV_SHARDS)).config(config))
+    Ok(Node::builder(data).config(config))
 }
 
 fn failure(error: ServerError) -> Failure {

@@ -101,7 +101,7 @@ fn assert_holds(output: &Output, rows: u64, kills: u64, expected: &Value) -> Val
 
 #[test]
 fn long_the_demo_holds_and_its_totals_are_those_of_the_file() {
-    let demo = run(&["demo", "--json", "--rate", "5000", "--kills", "2", "--seed", "7"]);
+    let demo = run(&["demo", "--nodes", "1", "--json", "--rate", "5000", "--kills", "2", "--seed", "7"]);
     let report = assert_holds(&demo, 27_004, 2, &count(&bundled()));
     for checkpoint in report["checkpoints"].as_array().unwrap() {
         assert!(
@@ -112,6 +112,33 @@ fn long_the_demo_holds_and_its_totals_are_those_of_the_file() {
 }
 
 #[test]
+fn long_the_demo_of_a_cluster_holds_and_says_how_long_clients_waited() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: String = bundled().lines().take(6_001).map(|line| format!("{line}\n")).collect();
+    let path = dir.path().join("flights.csv");
+    fs::write(&path, &rows).unwrap();
+    let demo = ["demo", "--json", "--rate", "500", "--kills", "1", "--seed", "7", "--input"];
+    let report = json_of(&run(&[&demo[..], &[path.to_str().unwrap()]].concat()));
+    let expected = count(&rows);
+    for (name, value) in [("rows", 6_000), ("nodes", 3), ("lost", 0), ("doubled", 0), ("recomputed", 0)] {
+        assert_eq!(report[name], value, "{name}: {report}");
+    }
+    for name in ["carriers", "airports", "aircraft"] {
+        assert_eq!(report[name], expected[name], "{name}");
+    }
+    let faults = report["faults"].as_array().unwrap();
+    let kinds: Vec<&str> = faults.iter().map(|fault| fault["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["kill", "pause", "cut"]);
+    for fault in faults {
+        assert!(fault["worst_wait_ms"].as_f64() > Some(0.0), "{fault}");
+        assert!(fault["led"].as_u64() > Some(0) && fault["moved"] == fault["led"], "{fault}");
+    }
+    assert_eq!((&report["accepted_share"], &report["right_share"]), (&json!(1.0), &json!(1.0)), "{report}");
+    assert!(report["reads"]["stale"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["violations"], json!([]));
+}
+
+#[test]
 fn a_file_of_the_users_own_is_taken_and_its_malformed_rows_are_refused_or_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let whole: String = bundled().lines().take(301).map(|line| format!("{line}\n")).collect();
@@ -119,7 +146,8 @@ fn a_file_of_the_users_own_is_taken_and_its_malformed_rows_are_refused_or_skippe
     lines.insert(100, "2013,1,1,what,is,this");
     let path = dir.path().join("flights.csv");
     fs::write(&path, lines.join("\n")).unwrap();
-    let demo = ["demo", "--json", "--rate", "1000000", "--kills", "0", "--input", path.to_str().unwrap()];
+    let demo = ["demo", "--nodes", "1", "--json", "--rate", "1000000", "--kills", "0"];
+    let demo = [&demo[..], &["--input", path.to_str().unwrap()]].concat();
     let refused = run(&demo);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     let failure: Value = serde_json::from_slice(&refused.stdout).unwrap();
@@ -133,9 +161,9 @@ fn a_file_of_the_users_own_is_taken_and_its_malformed_rows_are_refused_or_skippe
 
 #[test]
 fn a_demo_that_is_stopped_ends_its_child_and_leaves_no_files() {
-    for stop in [Signal::INT, Signal::TERM] {
+    for (stop, nodes) in [(Signal::INT, "1"), (Signal::TERM, "1"), (Signal::INT, "3")] {
         let dir = tempfile::tempdir().unwrap();
-        let mut demo = stead(&["demo", "--json"])
+        let mut demo = stead(&["demo", "--nodes", nodes, "--json"])
             .env("TMPDIR", dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

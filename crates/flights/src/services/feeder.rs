@@ -55,7 +55,9 @@ impl Source {
         &self.flights
     }
 
-    fn new(flights: Flights) -> Self {
+    /// Returns the source of these flights.
+    #[must_use]
+    pub fn new(flights: Flights) -> Self {
         let fingerprint = format!("{:032x}", flights.fingerprint());
         Self { flights, fingerprint }
     }

@@ -1,5 +1,5 @@
 use std::collections::HashSet;
-use stead_flights::audit::{Again, Audit, Place};
+use stead_flights::audit::{Again, Audit, Compared, Place};
 use stead_flights::runs::{ProcessName, Run, Service};
 
 fn process() -> ProcessName {
@@ -90,4 +90,39 @@ fn rows_after_the_restored_checkpoint_are_counted() {
     audit.restore();
     audit.end_life(&[feeder(1, 2, (10, 20))], &log(&[2]));
     assert_eq!(audit.rows_replayed(), 15);
+}
+
+/// A run of a cause in an epoch.
+fn run_in(epoch: u64, index: u64, cause: u64) -> Run {
+    Run { place: (epoch, index), ..run(cause, 0, index) }
+}
+
+fn kept(places: &[(u64, u64)]) -> HashSet<Place> {
+    places.iter().map(|place| (process(), *place)).collect()
+}
+
+#[test]
+fn a_run_that_another_node_replaced_is_not_recomputed_work() {
+    // The node of epoch 1 lost its place before 11 was stored; paused, it runs on for a while in the epoch that is over.
+    let runs = [run_in(1, 1, 10), run_in(1, 2, 11), run_in(2, 3, 11), run_in(2, 4, 12), run_in(1, 3, 12)];
+    let compared = Compared::of(&runs, &kept(&[(1, 1), (2, 3), (2, 4)]));
+    assert_eq!(compared, Compared { runs: 5, unkept: 2, ..Compared::default() });
+    assert!(compared.holds());
+}
+
+#[test]
+fn a_run_on_top_of_its_entry_is_recomputed_work_whether_it_is_kept_or_not() {
+    let runs = [run_in(1, 1, 10), run_in(2, 3, 10)];
+    let vain = Compared::of(&runs, &kept(&[(1, 1)]));
+    assert_eq!(vain, Compared { runs: 2, recomputed: 1, ..Compared::default() });
+    let twice = Compared::of(&runs, &kept(&[(1, 1), (2, 3)]));
+    assert_eq!(twice, Compared { runs: 2, recomputed: 1, doubled: 1, ..Compared::default() });
+    assert!(!vain.holds() && !twice.holds());
+}
+
+#[test]
+fn a_run_without_an_entry_proves_nothing() {
+    let compared = Compared::of(&[run_in(1, 1, 10)], &kept(&[]));
+    assert_eq!(compared, Compared { runs: 1, unproved: 1, ..Compared::default() });
+    assert!(!compared.holds() && !Compared::of(&[], &kept(&[])).holds());
 }

@@ -153,11 +153,23 @@ impl Wal {
         options: &WalOptions,
         mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<Opened, WalError> {
-        options.check()?;
-        let scan = recovery::scan(disk, options, &mut |item| match item {
-            Item::Entry(record) => visit(record).map_err(Into::into),
+        Self::read_items(disk, options, |item| match item {
+            Item::Entry(record) => visit(record),
             Item::Promise(_) | Item::Cut(_) | Item::Install(_) => Ok(ControlFlow::Continue(())),
-        })?;
+        })
+    }
+
+    /// As [`Wal::read`], with the records that say which entries do not count any more.
+    ///
+    /// # Errors
+    /// As [`Wal::read`].
+    pub fn read_items<E: Into<Box<dyn Error + Send + Sync>>>(
+        disk: &dyn Disk,
+        options: &WalOptions,
+        mut visit: impl FnMut(Item<'_>) -> Result<ControlFlow<()>, E>,
+    ) -> Result<Opened, WalError> {
+        options.check()?;
+        let scan = recovery::scan(disk, options, &mut |item| visit(item).map_err(Into::into))?;
         if scan.number == 0 {
             return Err(WalError::Missing { dir: options.dir.clone() });
         }

@@ -16,7 +16,7 @@ impl Cluster {
         // The control plane knows each node from its first life on, whose number is durable: a life that is counted again counts as one
         // on a lost disk.
         let is_first = self.machines[at].starts == 0;
-        if !self.is_calm && one_in(&mut self.rng, 12) && !is_first {
+        if !self.is_calm && one_in(&mut self.rng, 12) && !is_first && !self.machines[at].is_replaced {
             let operations = self.random(60);
             self.machines[at].disk.crash_after(operations);
         }
@@ -44,6 +44,7 @@ impl Cluster {
             return self.crash_in_recovery(at);
         }
         machine.disk.restart();
+        machine.is_replaced = false;
         let (running, seen) =
             started.map_err(|error| Violation::new(2, format!("node {} does not start: {error}", at + 1)))?;
         machine.life = Some(running);
@@ -89,7 +90,7 @@ impl Cluster {
 
     pub(super) fn power_cut(&mut self, at: usize, start: u64) -> Outcome {
         let machine = &self.machines[at];
-        if machine.starts == start && machine.is_up() && !self.is_calm {
+        if machine.starts == start && machine.is_up() && !machine.is_replaced && !self.is_calm {
             machine.disk.crash();
             self.marks.hit(ClusterMark::PowerCut);
             self.fall(at)?;
@@ -139,7 +140,7 @@ impl Cluster {
             8 => {
                 // The power of all is cut at once.
                 for at in 0..self.machines.len() {
-                    if self.machines[at].is_up() {
+                    if self.machines[at].is_up() && !self.machines[at].is_replaced {
                         self.machines[at].disk.crash();
                         self.lose_power(at)?;
                     }

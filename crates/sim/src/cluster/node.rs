@@ -69,6 +69,9 @@ pub(super) struct Machine {
     pub(super) disk: SimDisk,
     /// A copy of the disk as it was at an earlier end of its process.
     pub(super) copy: Option<SimDisk>,
+    /// Whether its disk was replaced, and the control plane has not registered a start on it. Such a start is not interrupted: a disk
+    /// that is lost is known by its number of lives, which further attempts would count beyond that of the old one.
+    pub(super) is_replaced: bool,
     pub(super) skew: Skew,
     /// The number of starts of its process.
     pub(super) starts: u64,
@@ -136,7 +139,18 @@ fn settings() -> Settings {
 impl Machine {
     pub(super) fn new(id: NodeId, disk: SimDisk, skew: Skew, snapshot_log_bytes: u64) -> Self {
         let (copy, entering, life) = (None, None, None);
-        Self { id, disk, copy, skew, starts: 0, entering, life, paused_until: 0, snapshot_log_bytes }
+        Self {
+            id,
+            disk,
+            copy,
+            is_replaced: false,
+            skew,
+            starts: 0,
+            entering,
+            life,
+            paused_until: 0,
+            snapshot_log_bytes,
+        }
     }
 
     /// Whether its process runs.
@@ -224,6 +238,7 @@ impl Machine {
 
     /// Replaces the disk of a process that is down: by a new one, or by the copy of an earlier one.
     pub(super) fn lose_disk(&mut self, seed: u64) {
+        self.is_replaced = true;
         match self.copy.take() {
             Some(copy) => self.disk = copy,
             None => self.disk = SimDisk::new(seed),

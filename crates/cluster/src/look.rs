@@ -1,4 +1,4 @@
-//! What a node knows of its cluster besides the state that all agree on: the figures of the shards that it leads and, while it leads
+//! A node's knowledge of its cluster besides the state that all agree on: the figures of the shards that it leads and, while it leads
 //! the control plane, its judgement. Nodes ask each other for it when an operator asks one of them.
 
 use minicbor::{Decode, Encode};
@@ -11,7 +11,7 @@ use stead_node::ShardStatus;
 /// The way to one who waits for what nodes know. It is over once all have answered, or cannot any more.
 pub(crate) type Looks = std::sync::mpsc::Sender<Look>;
 
-/// What a node knows.
+/// The knowledge of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Look {
     #[n(0)]

@@ -27,7 +27,7 @@ pub(crate) enum Ask {
     Orders(Vec<Request>),
     /// A node without a number wants to join. The answer is [`Joined`].
     Join(Hello),
-    /// What the other node knows, for an operator. The answer is a [`Look`](crate::look::Look).
+    /// A request for the figures that the other node knows, for an operator. The answer is a [`Look`](crate::look::Look).
     Look,
 }
 

@@ -36,7 +36,7 @@ const LOOKING_MAX: usize = 64;
 /// The time in which a change of the plane's nodes is made.
 const CHANGE_WAIT: Duration = Duration::from_secs(5);
 
-/// What the part shares with the thread that opens the node, and with the plane's.
+/// State that the part shares with the thread that opens the node, and with the plane's.
 pub(crate) struct Common {
     pub(crate) plane: OnceLock<Arc<ControlPlane>>,
     pub(crate) host: OnceLock<Arc<dyn Host>>,

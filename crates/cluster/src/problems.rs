@@ -1,4 +1,4 @@
-//! What is wrong with a cluster, and the next step of its operator, derived from its status.
+//! The problems of a cluster, and the next step of its operator for each, derived from its status.
 
 use crate::status::{ClusterStatus, NodeState, Problem, ServiceDial, ShardPlaces};
 

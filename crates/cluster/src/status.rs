@@ -13,7 +13,7 @@ pub struct ClusterStatus {
     pub node: u32,
     /// The leader of the control plane, if that node knows one.
     pub leader: Option<u32>,
-    /// What is wrong, and the next step for each. Empty if all is well.
+    /// The problems, and the next step for each. Empty if all is well.
     pub problems: Vec<Problem>,
     /// Whether replicas are being moved so that all nodes have their share.
     pub is_balancing: bool,
@@ -30,7 +30,7 @@ pub struct ClusterStatus {
 /// Something that is wrong, or that leaves no room for a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// What is wrong, with the nodes and shards that it concerns.
+    /// The problem, with the nodes and shards that it concerns.
     pub what: String,
     /// The next step: a command, or what to wait for.
     pub next: String,

@@ -19,7 +19,7 @@ use stead_core::replication::table::LogPoint;
 /// The time for which a node waits for what the others know.
 const LOOK_WAIT: Duration = Duration::from_millis(300);
 
-/// What the nodes that answer know.
+/// The figures of the nodes that answer.
 #[derive(Default)]
 struct Known {
     /// The judgement of the control plane's leader.

@@ -627,7 +627,7 @@ impl Track {
             }
         }
         log.handle_record(Record::Entry(LogEntry { point, bytes: Blob::from(bytes) }));
-        // What a snapshot covers is not looked at.
+        // Entries that a snapshot covers are skipped.
         if self.installed.is_none() || index > snapshot.index {
             self.decode(shard, epoch, index, bytes)?;
         }

@@ -107,22 +107,22 @@ pub struct Wait {
     pub until: Instant,
 }
 
-/// What the clients saw.
+/// The observations of the clients.
 #[derive(Debug, Default)]
 pub struct Book {
     /// The requests with their answers.
     pub clients: Clientele,
-    /// How long each of them took.
+    /// The time that each of them took.
     pub waits: Vec<Wait>,
     /// Requests that were not answered in time.
     pub unanswered: u64,
     /// The reason of the last one of these.
     pub reason: Option<String>,
-    /// What the reader saw.
+    /// The observations of the reader.
     pub reads: Reads,
 }
 
-/// What the reader saw.
+/// The observations of the reader.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Reads {
     /// Current answers.

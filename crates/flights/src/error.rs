@@ -41,7 +41,7 @@ pub enum ConductError {
     NotWhole {
         /// The time of the wait.
         waited: Duration,
-        /// What is missing.
+        /// The missing thing.
         reason: String,
     },
     /// Files of the run cannot be read or written.

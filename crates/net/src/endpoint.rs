@@ -471,7 +471,7 @@ impl<N: Network> Endpoint<N> {
                 }
                 Ok(bytes) => {
                     taken += bytes;
-                    // What comes later is reported anew: another read would only find that there is nothing.
+                    // Later bytes are reported anew: another read would only find that there is nothing.
                     is_last = bytes < self.buffer.len() && !ends;
                     link.connection.receive(&self.buffer[..bytes], now);
                     Ok(())

@@ -47,7 +47,7 @@ pub struct Call {
     pub ask: Bytes,
 }
 
-/// What came of a forwarded call.
+/// The outcome of a forwarded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It has an answer, an encoded [`Answer`](crate::native::Answer).
@@ -65,7 +65,7 @@ pub struct Answered {
     pub shard: ShardId,
     /// The number of the call.
     pub id: CallId,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 

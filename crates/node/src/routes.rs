@@ -21,7 +21,7 @@ pub(crate) struct RouteDesk {
     clients: Mutex<Arc<[SocketAddr]>>,
 }
 
-/// What follows from routes that have changed.
+/// The consequences of routes that have changed.
 #[derive(Debug, Default)]
 pub(crate) struct Followed {
     /// The replicas on this node.

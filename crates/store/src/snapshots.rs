@@ -187,7 +187,7 @@ impl Snapshots {
     }
 
     /// Begins to write the bytes of a snapshot that another node sends. It is whole, and has its name, once the writer is finished.
-    /// What it holds is checked by [`Self::load`].
+    /// [`Self::load`] checks its contents.
     ///
     /// # Errors
     /// [`StoreError`], also if the snapshot exists.

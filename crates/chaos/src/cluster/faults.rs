@@ -62,7 +62,7 @@ impl Kind {
     }
 }
 
-/// What ends a fault.
+/// The action that ends a fault.
 #[derive(Clone, Copy, Debug)]
 enum Undo {
     Start,

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 /// Most positions of a search: a history that needs more is undecided.
 const POSITIONS_MAX: usize = 2_000_000;
 
-/// What a client asked of a register.
+/// An operation on a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
@@ -105,7 +105,7 @@ impl Position {
     /// Returns the positions after each operation that can be next; `None` if all that have an answer have happened.
     fn nexts(&self, history: &[Operation]) -> Option<Vec<Self>> {
         let left = || history.iter().enumerate().filter(|(at, _)| !self.is_done(*at));
-        // What is called after another operation was answered happens after that one.
+        // An operation that is called after another one was answered happens after it.
         let answered = left().filter(|(_, operation)| operation.outcome.is_some());
         let first_answer = answered.map(|(_, operation)| operation.returned).min()?;
         let concurrent = left().take_while(|(_, operation)| operation.called <= first_answer);

@@ -53,7 +53,7 @@ pub(crate) struct ClusterArgs {
     json: bool,
 }
 
-/// What came of an episode.
+/// The outcome of an episode.
 #[derive(Debug, Default, Serialize)]
 struct Episode {
     seed: u64,

@@ -58,14 +58,14 @@ struct Checked {
     unknown: Vec<u64>,
 }
 
-/// What came of the registers.
+/// The outcome of the operations on registers.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) registers: usize,
     pub(crate) operations: usize,
     pub(crate) unknown: usize,
     pub(crate) longest_ms: u64,
-    /// What does not hold, with the history.
+    /// The violations, with their histories.
     pub(crate) violations: Vec<Violation>,
 }
 

@@ -38,7 +38,7 @@ struct State {
     contradicted: u64,
 }
 
-/// What came of the transfers.
+/// The outcome of the transfers.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) answered: usize,

@@ -142,7 +142,7 @@ pub enum Fact {
     #[n(9)]
     Void(#[n(0)] ShardId, #[n(1)] ReplicaId),
     /// An operator wants another primary for a shard, or a new epoch under the same one. It changes nothing if the node has no
-    /// member: whoever takes the request from the operator checks it by [`ControlState::member_on`](super::ControlState::member_on).
+    /// member: the node that takes the request from the operator checks it by [`ControlState::member_on`](super::ControlState::member_on).
     #[n(10)]
     Failover {
         /// The shard.

@@ -254,7 +254,7 @@ impl ShardReplica {
         let is_new = |id: &&ReplicaId| **id != self.replica.id() && !leading.streams.contains_key(id);
         let new: Vec<ReplicaId> = learners.iter().filter(is_new).copied().collect();
         if leading.is_alone() && !new.is_empty() {
-            // What comes is kept for them.
+            // Entries that come are kept for them.
             self.tail = Tail::new(leading.shard.state().position().index);
         }
         for id in new {

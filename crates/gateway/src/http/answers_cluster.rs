@@ -12,7 +12,7 @@ pub(super) struct ClusterStatus {
     node: u32,
     /// The leader of the control plane, if that node knows one.
     leader: Option<u32>,
-    /// What is wrong, and the next step for each. Empty if all is well.
+    /// The problems, and the next step for each. Empty if all is well.
     problems: Vec<ClusterProblem>,
     /// Whether replicas are being moved so that all nodes have their share.
     is_balancing: bool,
@@ -29,7 +29,7 @@ pub(super) struct ClusterStatus {
 /// Something that is wrong, or that leaves no room for a failure.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct ClusterProblem {
-    /// What is wrong, with the nodes and shards that it concerns.
+    /// The problem, with the nodes and shards that it concerns.
     what: String,
     /// The next step: a command, or what to wait for.
     next: String,

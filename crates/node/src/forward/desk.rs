@@ -23,7 +23,7 @@ pub(crate) enum News {
     Unsent(NodeId, u64),
     /// Messages flow to a node.
     Opened(NodeId),
-    /// What was on its way to a node, or from it, may be lost.
+    /// Messages on their way to a node, or from it, may be lost.
     Closed(NodeId),
 }
 

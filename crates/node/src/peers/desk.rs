@@ -49,7 +49,7 @@ pub enum PeerMessage {
         /// The call.
         call: Call,
     },
-    /// What came of a call that the receiving node forwarded.
+    /// The outcome of a call that the receiving node forwarded.
     Answered(Answered),
 }
 
@@ -64,7 +64,7 @@ impl PeerMessage {
     }
 }
 
-/// What the part that has the connections takes from the others, and they from it.
+/// The exchange between the part that has the connections and the other parts.
 #[derive(Debug, Default)]
 pub struct PeerDesk {
     held: Mutex<Held>,

@@ -19,7 +19,7 @@ const LOOK: Micros = Micros::from_millis(50);
 /// Longest wait of the relief, after which the worker may have the connections again.
 const WAIT: Micros = Micros::from_millis(2);
 
-/// What the worker and the relief share.
+/// State that the worker and the relief share.
 struct Lent {
     part: Mutex<PeerPart>,
     /// The number of turns that the worker has given.

@@ -126,7 +126,7 @@ fn note(replicas: &mut BTreeMap<ShardId, ReplicaId>, shard: ShardId, replica: Re
     *newest = replica.max(*newest);
 }
 
-/// What those learn who forward calls.
+/// News for the parts that forward calls.
 enum Change {
     Opened(NodeId),
     Closed(NodeId),

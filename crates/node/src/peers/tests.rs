@@ -405,7 +405,7 @@ fn a_node_that_reads_nothing_costs_bounded_memory() {
     assert!((16 << 20..=34 << 20).contains(&waiting), "{waiting} bytes wait");
     assert!(one.take().is_empty(), "it is not read yet");
     assert!(other.connection(dialed).is_some());
-    // What has no room is not forgotten: a call goes back to where it waits, and the other end learns that its call has no answer.
+    // A frame without room is not forgotten: a call goes back to where it waits, and the other end learns that its call has no answer.
     one.leave(2, call(7));
     let id = CallId { life: Life(1), number: 70 };
     one.leave(2, PeerMessage::Answered(Answered { shard: ShardId(2), id, outcome: Outcome::NotLed }));

@@ -3,7 +3,7 @@
 //! `sending.rs` and `receiving.rs` are the ends of a transfer. Work for it is left at `desk.rs`, by the workers and by the connections to
 //! other nodes.
 //!
-//! What is sent is a durable snapshot of the primary, its own one or that from which it began: all of it is committed, so a transfer waits
+//! A transfer sends a durable snapshot of the primary, its own one or that from which it began: all of it is committed, so a transfer waits
 //! for no member of the shard. It is sent in chunks, of which one is on its way at a time. The receiver writes the chunks aside, and gives
 //! the snapshot to its replica once all of it is durable and checked. A transfer is of one epoch: it ends with the life of either node, and
 //! when its primary leads no more.

@@ -664,7 +664,7 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
     }
 
     fn spins(&self, shared: &Shared<E>) -> u32 {
-        // What it waits for may come from other nodes, which may need this processor.
+        // It may wait for other nodes, which may need this processor.
         if !shared.replicated.is_empty() {
             return 0;
         }

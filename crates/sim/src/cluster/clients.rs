@@ -48,7 +48,7 @@ struct Pending {
     process: Key,
     shard: ShardId,
     identity: Identity,
-    /// What was answered before it was first sent.
+    /// The answers that were given before it was first sent.
     floor: Floor,
     /// The answer that has come, once the client asks again for it.
     answered: Option<(u32, LogPoint)>,

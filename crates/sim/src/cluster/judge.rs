@@ -36,7 +36,7 @@ pub(super) struct Answered {
     pub(super) count: u32,
 }
 
-/// What clients have got.
+/// The answers that clients have got.
 #[derive(Default)]
 pub(super) struct Judge {
     /// By process, the greatest length that was answered and is committed.

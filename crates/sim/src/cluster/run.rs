@@ -70,7 +70,7 @@ impl std::error::Error for ClusterFailure {}
 /// If the number of nodes is not 1 to 7.
 pub fn run_cluster(config: ClusterConfig) -> Result<ClusterReport, Box<ClusterFailure>> {
     assert!((1..=7).contains(&config.nodes), "a cluster has 1 to 7 nodes");
-    // What an earlier run on this thread left is not of this one.
+    // An earlier run on this thread may have left something.
     env::clear();
     let mut cluster = Cluster::new(config.seed, config.nodes, config.bug);
     (cluster.tracing, cluster.plane.tracing) = (config.trace, config.trace);

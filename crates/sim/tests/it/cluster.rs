@@ -30,7 +30,7 @@ fn clusters_keep_every_answer_and_message() {
     assert!(lacks(&marks).is_empty(), "none of {:?}", lacks(&marks));
 }
 
-/// What takes more seeds than these.
+/// Marks that take more seeds than these.
 const RARE: [ClusterMark; 8] = [
     ClusterMark::TrimmedBesideTransfer,
     ClusterMark::CrashInRecovery,

@@ -80,7 +80,7 @@ fn data_of_a_node_without_a_cluster_become_those_of_the_first_node_of_one() {
         let client = node.blocking_client().with_timeout(PATIENCE);
         for account in &accounts {
             let expected = if *account == accounts[0] { 107 } else { 7 };
-            // What it moved to itself may still be on its way.
+            // A shard that it moves to itself may still be on its way.
             let balance = || client.query::<Account>(account, Look::Balance).ok();
             await_some(account, || balance().filter(|balance| *balance == expected));
         }
@@ -186,7 +186,7 @@ fn operators_see_the_cluster_change_a_dial_and_begin_an_epoch() {
     let (service, shard) = (status.services[0].service.clone(), &status.shards[0]);
     assert_eq!(status.services[0].replicas, 1);
     let (primary, other) = shard.primary.map(|primary| (primary, 3 - primary)).unwrap();
-    // What only the other node knows is there as well.
+    // Figures that only the other node knows are there as well.
     assert!(status.nodes.iter().all(|node| node.state == NodeState::Up && node.since_ms.is_some()));
     assert!(shard.last.is_some(), "{shard:?}");
     let next: Vec<_> = status.problems.iter().map(|problem| problem.next.clone()).collect();

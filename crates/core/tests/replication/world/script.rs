@@ -89,7 +89,7 @@ impl World {
         world.nodes[older].durable = copy;
         world.start(older);
         world.connect_nodes(primary, older)?;
-        // What else the primary sends is lost.
+        // All else that the primary sends is lost.
         world.wire.retain(|(_, _, message)| !matches!(message, Message::Frame(Frame::Append { .. })));
         world.settle(&[older])?;
         let is_void = world.plane.void.contains(&world.nodes[older].id);

@@ -17,7 +17,7 @@ use stead_core::shard::Shard;
 pub(super) struct StaleReads {
     /// Those that replicas have, with the times at which they got them and the ages that are allowed.
     asked: BTreeMap<CallToken, (Time, Micros)>,
-    /// What had been answered by a time, ascending.
+    /// The answers by a time, ascending.
     floors: Vec<(Time, Floor)>,
     /// By index, the number of committed positions.
     pub(super) counts: Vec<u32>,

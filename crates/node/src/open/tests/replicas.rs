@@ -537,7 +537,7 @@ fn a_snapshot_that_is_cut_goes_on_over_the_next_connection() {
     let again = cluster.chunks - before;
     assert_eq!(cluster.answered(), []);
 
-    // What had arrived was not sent again.
+    // Chunks that had arrived were not sent again.
     let mut whole = lagging();
     whole.settle();
     assert!(again < whole.chunks, "{again} of {}", whole.chunks);

@@ -33,7 +33,7 @@ pub(in super::super) fn kill_all() {
         // One that has ended needs no signal.
         let _ = kill_process(*pid, Signal::KILL);
     }
-    // Whoever would start another one waits until this program has ended.
+    // A thread that would start another one waits until this program has ended.
     std::mem::forget(running);
 }
 
@@ -239,7 +239,7 @@ fn pid(child: &Child) -> Option<Pid> {
 
 /// Kills a process, and waits for its end.
 fn end(child: &mut Child) {
-    // Whoever ends all of them must not find the number of one that is reaped, which may be another process's.
+    // A thread that ends all of them must not find the number of one that is reaped, which may be another process's.
     let mut running = running();
     let _ = child.kill();
     let _ = child.wait();

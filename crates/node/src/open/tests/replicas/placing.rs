@@ -100,7 +100,7 @@ fn the_log_of_an_earlier_replica_does_not_count_for_a_later_one_1() {
     assert_eq!(end_and_open(&mut cluster, Some(NEW)), (ReplicaId::NONE, nothing), "its time is over");
 }
 
-/// What the earlier one has appended is not taken for what the later one has.
+/// The entries of the earlier one do not count for the later one.
 #[test]
 fn a_replica_takes_the_place_of_one_whose_records_are_not_durable_yet_17() {
     let mut cluster = of_two();

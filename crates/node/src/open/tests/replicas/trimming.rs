@@ -141,7 +141,7 @@ fn nothing_is_left_of_a_replica_that_is_deleted_5() {
     assert_eq!(own_files(&cluster, 3), Vec::<String>::new());
     let after = cluster.nodes[&3].shared.log().segments();
     assert!(after == 1 && before > 1, "{before} and then {after} segments");
-    // What it promised stays away from the next one.
+    // Its tombstone survives the trim, so that it stays away after a start.
     cluster.end(3);
     cluster.placed.insert(3, ReplicaId(3));
     cluster.open(3);

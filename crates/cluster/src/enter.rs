@@ -180,7 +180,7 @@ pub fn enter(
     options: ClusterOptions,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Entered, EnterError> {
-    let start = StartId(u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..)));
+    let start = StartId(fresh_id());
     let (mut dir, created) = open_directory(disk, clock, &options, start, goes_on)?;
     if dir.meta().log_created && !dir.meta().has_control && !options.join.is_empty() {
         return Err(EnterError::NotOfCluster);
@@ -189,20 +189,18 @@ pub fn enter(
     let membership = begin(&mut dir, clock, &options, start)?;
     let (until, mut ends) = (clock.steady().plus(options.wait.into()), None);
     loop {
-        let step = membership.step(&dir, &options, start, &mut ends);
-        let newest = membership.plane.newest();
-        match step {
-            Ok(None) => {
+        match membership.step(&dir, &options, start, &mut ends)? {
+            None => {
+                let newest = membership.plane.newest();
                 let replicas = newest.state.replicas_on(membership.node);
                 dir.update(|meta| meta.services = ServiceMeta::all_of(newest.state.topology()))?;
                 return Ok(Entered { dir, created, replicas, membership });
             }
-            Ok(Some(_)) if !goes_on() => return Err(EnterError::Stopped),
-            Ok(Some(reason)) if clock.steady() >= until => {
+            Some(_) if !goes_on() => return Err(EnterError::Stopped),
+            Some(reason) if clock.steady() >= until => {
                 return Err(EnterError::NotRegistered { node: membership.node, reason });
             }
-            Ok(Some(_)) => {}
-            Err(error) => return Err(error),
+            Some(_) => {}
         }
     }
 }

@@ -142,7 +142,7 @@ impl Membership {
             while Instant::now() < again {
                 self.wait_changed(Duration::from_millis(50));
                 if self.newest_epoch(id).is_some_and(|epoch| epoch > before) {
-                    return self.await_active(id, until);
+                    return self.await_active(id, until, wait);
                 }
             }
             if Instant::now() >= until {
@@ -151,7 +151,7 @@ impl Membership {
         }
     }
 
-    fn await_active(&self, id: ShardId, until: Instant) -> Result<u32, OperateError> {
+    fn await_active(&self, id: ShardId, until: Instant, wait: Duration) -> Result<u32, OperateError> {
         loop {
             let newest = self.plane().newest();
             let record = newest.state.shard(id).ok_or(OperateError::NoShard(id.0))?;
@@ -159,7 +159,7 @@ impl Membership {
                 return Ok(node.0);
             }
             if Instant::now() >= until {
-                return Err(OperateError::NotYet { shard: id.0, waited: Duration::ZERO });
+                return Err(OperateError::NotYet { shard: id.0, waited: wait });
             }
             self.wait_changed(Duration::from_millis(50));
         }
@@ -170,11 +170,11 @@ impl Membership {
         newest.state.shard(shard).map(|record| record.history().newest().config.epoch())
     }
 
+    /// Returns the nodes with a member of a shard's newest epoch that may lead.
     fn members(&self, shard: ShardId) -> Vec<u32> {
         let newest = self.plane().newest();
-        let Some(record) = newest.state.shard(shard) else { return Vec::new() };
-        let members = record.history().newest().config.members().iter();
-        members.filter_map(|member| record.replicas().get(member)).map(|placed| placed.node.0).collect()
+        let nodes = newest.state.nodes().keys();
+        nodes.filter(|node| newest.state.member_on(shard, **node).is_ok()).map(|node| node.0).collect()
     }
 
     /// Removes a node, once its replicas have moved to others.

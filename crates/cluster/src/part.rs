@@ -84,7 +84,7 @@ pub(crate) struct ClusterPart<N: Network> {
     /// The number of applied entries in the state that was followed last.
     followed: Option<u64>,
     /// The version of the directory that the host follows.
-    told: u64,
+    given: u64,
     is_registered: bool,
     /// The newest reports on the replicas of this node.
     reports: BTreeMap<ShardId, ShardReport>,
@@ -107,7 +107,8 @@ pub(crate) struct ClusterPart<N: Network> {
 /// One who waits for what this node knows, until its workers have answered.
 struct Looking {
     to: LookTo,
-    asked: AskedStatus,
+    /// `None` if its workers are not asked.
+    asked: Option<AskedStatus>,
     until: Time,
 }
 
@@ -133,7 +134,7 @@ impl<N: Network> ClusterPart<N> {
             node,
             directory: Directory::default(),
             followed: None,
-            told: 0,
+            given: 0,
             is_registered: false,
             reports: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -179,7 +180,8 @@ impl<N: Network> ClusterPart<N> {
         if status.role == Role::Leader {
             self.tidy(now.steady, &plane, &status);
         }
-        self.look(now, &plane);
+        self.look(now);
+        self.count_failovers(&plane.newest().state);
         self.carry(now.steady);
         self.links.flush(now.steady);
         if !self.looking.is_empty() {
@@ -319,8 +321,8 @@ impl<N: Network> ClusterPart<N> {
             });
         }
         let Some(host) = self.common.host.get() else { return };
-        if self.told < self.directory.version() || self.told == 0 {
-            if self.directory.nodes_changed_since(self.told) {
+        if self.given < self.directory.version() || self.given == 0 {
+            if self.directory.nodes_changed_since(self.given) {
                 let peers = self.directory.nodes().iter().filter_map(|(node, route)| {
                     Some((*node, Addresses::of_texts(&route.addresses)?.peers)).filter(|_| *node != self.node)
                 });
@@ -329,8 +331,8 @@ impl<N: Network> ClusterPart<N> {
                 let clients = nodes.filter_map(|route| Addresses::of_texts(&route.addresses)?.clients);
                 host.set_clients(clients.collect());
             }
-            host.follow(&mut self.directory.shards_changed_since(self.told));
-            self.told = self.directory.version();
+            host.follow(&mut self.directory.shards_changed_since(self.given));
+            self.given = self.directory.version();
         }
     }
 
@@ -477,33 +479,31 @@ impl<N: Network> ClusterPart<N> {
         }
     }
 
-    /// Begins to ask this node's workers. Nothing waits for a node that does not serve yet, or that too many have asked.
+    /// Begins to ask this node's workers. While it does not serve yet, or too many wait, it answers without its shards at once: a
+    /// request that has no answer keeps its place in the connection.
     fn begin_look(&mut self, now: Time, to: LookTo) {
-        if let Some(host) = self.common.host.get().filter(|_| self.looking.len() < LOOKING_MAX) {
-            let (asked, until) = (host.ask_status(), now.plus(LOOK_WAIT));
-            self.looking.push(Looking { to, asked, until });
-        }
+        let host = self.common.host.get().filter(|_| self.looking.len() < LOOKING_MAX);
+        let asked = host.map(|host| host.ask_status());
+        self.looking.push(Looking { to, asked, until: now.plus(LOOK_WAIT) });
     }
 
     /// Asks all nodes for what they know, for the operators who wait for that, and answers those who have asked this one.
-    fn look(&mut self, now: Now, plane: &ControlPlane) {
+    fn look(&mut self, now: Now) {
         let begun = *self.begun.get_or_insert(now.wall);
         let wanted = std::mem::take(&mut *self.common.looks.lock().unwrap_or_else(PoisonError::into_inner));
         for looks in wanted {
-            let nodes: Vec<NodeId> = self.directory.nodes().keys().copied().collect();
-            for node in nodes {
-                if self.links.is_open(node) {
-                    self.links.ask(node, Ask::Look.encode(), Purpose::Look(looks.clone()), now.steady);
+            for node in self.directory.nodes().keys() {
+                if self.links.is_open(*node) {
+                    self.links.ask(*node, Ask::Look.encode(), Purpose::Look(looks.clone()), now.steady);
                 }
             }
             self.begin_look(now.steady, LookTo::Here(looks));
         }
-        let mut looking = std::mem::take(&mut self.looking);
-        looking.retain_mut(|Looking { to, asked, until }| {
-            let shards = match asked.take() {
-                Some(shards) => shards,
-                None if now.steady < *until => return true,
-                None => Vec::new(),
+        self.looking.retain_mut(|Looking { to, asked, until }| {
+            let shards = match asked.as_mut().map(AskedStatus::take) {
+                Some(Some(shards)) => shards,
+                Some(None) if now.steady < *until => return true,
+                Some(None) | None => Vec::new(),
             };
             let nodes = self.directory.nodes().keys().copied();
             let judgement = Judgement::of(&self.driver, now, nodes);
@@ -516,8 +516,6 @@ impl<N: Network> ClusterPart<N> {
             }
             false
         });
-        self.looking = looking;
-        self.count_failovers(&plane.newest().state);
     }
 
     /// Counts the failovers that have begun since the last turn.

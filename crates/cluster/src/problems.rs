@@ -35,7 +35,8 @@ pub(crate) fn problems(status: &ClusterStatus) -> Vec<Problem> {
 
 /// Shards that do not serve.
 fn shards(status: &ClusterStatus, problems: &mut Vec<Problem>) {
-    for shard in status.shards.iter().filter(|shard| shard.stuck.is_some()).take(NAMED_MAX) {
+    let stuck = || status.shards.iter().filter(|shard| shard.stuck.is_some());
+    for shard in stuck().take(NAMED_MAX) {
         let reason = shard.stuck.as_deref().unwrap_or_default();
         let ShardPlaces { shard, service, .. } = shard;
         problems.push(problem(
@@ -45,10 +46,17 @@ fn shards(status: &ClusterStatus, problems: &mut Vec<Problem>) {
             ),
         ));
     }
+    let more: Vec<u32> = stuck().skip(NAMED_MAX).map(|shard| shard.shard).collect();
+    if !more.is_empty() {
+        problems.push(problem(
+            named("another failover waits, of shard", "other failovers wait, of shards", &more),
+            "start the nodes of their members; each shard's reason is in its field `stuck`: stead status --json",
+        ));
+    }
     let waits: Vec<u32> = status
         .shards
         .iter()
-        .filter(|shard| shard.stuck.is_none() && (!shard.is_active || shard.primary.is_none()))
+        .filter(|shard| shard.stuck.is_none() && !shard.is_led())
         .map(|shard| shard.shard)
         .collect();
     if !waits.is_empty() {
@@ -207,6 +215,14 @@ mod tests {
         assert_eq!(stuck.len(), 1);
         assert_eq!(stuck[0].0, "the failover of shard 4 of kv waits: 1 of 2 are sealed");
         assert!(stuck[0].1.ends_with("stead failover 4 --force"), "{stuck:?}");
+
+        let many = found(|status| {
+            for shard in &mut status.shards {
+                shard.stuck = Some("1 of 2 are sealed".to_owned());
+            }
+        });
+        assert_eq!(many.len(), NAMED_MAX + 1);
+        assert_eq!(many[NAMED_MAX].0, "other failovers wait, of shards 8, 9, 10, 11");
 
         let waits = found(|status| status.shards.iter_mut().for_each(|shard| shard.is_active = false));
         assert_eq!(waits[0].0, "failovers of shards 0, 1, 2, 3, 4, 5, 6, 7 and 4 more under way");

@@ -163,6 +163,14 @@ pub struct ShardPlaces {
     pub stuck: Option<String>,
 }
 
+impl ShardPlaces {
+    /// Whether a primary leads it, in an epoch that is known to be active.
+    #[must_use]
+    pub const fn is_led(&self) -> bool {
+        self.is_active && self.primary.is_some()
+    }
+}
+
 /// A replica that stores what its primary sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReplicaLag {

@@ -16,8 +16,8 @@ use stead_core::control::shard::{ShardRecord, Stage};
 use stead_core::ids::{Index, NodeId, ReplicaId, ShardId, Time};
 use stead_core::replication::table::LogPoint;
 
-/// The time for which a node waits for what the others know.
-const LOOK_WAIT: Duration = Duration::from_millis(300);
+/// The time for which a node waits for what the others know: longer than each of them waits for its workers.
+const SURVEY_WAIT: Duration = Duration::from_millis(300);
 
 /// The figures of the nodes that answer.
 #[derive(Default)]
@@ -59,7 +59,7 @@ impl Membership {
     /// of them hangs.
     #[must_use]
     pub fn status(&self) -> ClusterStatus {
-        let looks = self.look(LOOK_WAIT);
+        let looks = self.look(SURVEY_WAIT);
         let newest = self.plane().newest();
         let state = &*newest.state;
         let status = self.plane().status();

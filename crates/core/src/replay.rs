@@ -238,8 +238,8 @@ struct Track {
     is_restarted: bool,
     /// The last entry that an installed snapshot, or the replica's own, covers, which is newer than the part.
     installed: Option<LogPoint>,
-    /// The last entry that the own snapshot of the replica covers whose records count.
-    snapshot: Option<LogPoint>,
+    /// The last entry that the newest durable snapshot covers which that replica took itself.
+    own_snapshot: Option<LogPoint>,
     /// The entries that survive, if they are not folded.
     kept: Option<ReplicaLog>,
     /// The replica whose records stand at this place of the log.
@@ -293,7 +293,7 @@ impl Replay {
             is_void: false,
             is_restarted: false,
             installed: None,
-            snapshot: None,
+            own_snapshot: None,
             kept: None,
             writer: ReplicaId::FIRST,
             own: None,
@@ -322,7 +322,7 @@ impl Replay {
     ) {
         let at = *self.places.get(shard).expect("a shard on this node");
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
-        (track.own, track.snapshot, track.bytes_max) = (replica, snapshot, bytes_max);
+        (track.own, track.own_snapshot, track.bytes_max) = (replica, snapshot, bytes_max);
         let Position { epoch, index, .. } = track.marker;
         track.kept = Some(ReplicaLog::new(LogPoint { epoch, index }, bytes_max));
         if replica == Some(ReplicaId::FIRST) {
@@ -574,7 +574,7 @@ impl Track {
     /// snapshot covers may still be in the log.
     fn begin_from_own(&mut self) {
         let is_newer = |base: &LogPoint| base.index > self.marker.index;
-        if let Some(base) = self.snapshot.filter(is_newer)
+        if let Some(base) = self.own_snapshot.filter(is_newer)
             && self.own == Some(self.writer)
         {
             (self.installed, self.is_void) = (Some(base), true);

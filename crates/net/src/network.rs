@@ -3,6 +3,7 @@
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{self, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,13 +147,24 @@ enum Source {
     Beside(Registry, Arc<Found>),
 }
 
-/// Events that another one has gathered.
+/// Events that another one has gathered: one for each socket, however long they wait.
 #[derive(Debug, Default)]
-struct Found(Mutex<Vec<Ready>>);
+struct Found(Mutex<BTreeMap<Option<ConnectionId>, Ready>>);
 
 impl Found {
-    fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
+    fn ready(&self) -> MutexGuard<'_, BTreeMap<Option<ConnectionId>, Ready>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, events: impl Iterator<Item = Ready>) {
+        let mut found = self.ready();
+        for Ready { connection, readable, writable, ends } in events {
+            let known = Ready { connection, readable: false, writable: false, ends: false };
+            let known = found.entry(connection).or_insert(known);
+            known.readable |= readable;
+            known.writable |= writable;
+            known.ends |= ends;
+        }
     }
 }
 
@@ -274,7 +286,7 @@ impl Tcp {
                 *gathered = true;
                 if let Some(found) = beside {
                     let of_beside = events.iter().filter(|event| is_beside(event.token()));
-                    found.ready().extend(of_beside.map(ready_of));
+                    found.add(of_beside.map(ready_of));
                 }
                 Ok(())
             }
@@ -331,8 +343,27 @@ impl Network for Tcp {
                 ready.extend(own.map(ready_of));
                 events.clear();
             }
-            Source::Beside(_, found) => ready.append(&mut found.ready()),
+            Source::Beside(_, found) => ready.extend(std::mem::take(&mut *found.ready()).into_values()),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_are_gathered_for_another_one_take_room_once_for_each_socket() {
+        let event = |connection, readable, writable, ends| Ready { connection, readable, writable, ends };
+        let (one, two) = (Some(ConnectionId(1)), Some(ConnectionId(2)));
+        let found = Found::default();
+        found.add([event(one, true, false, false), event(two, true, false, false)].into_iter());
+        found.add([event(one, false, true, false), event(None, true, false, false)].into_iter());
+        found.add([event(one, true, false, true)].into_iter());
+        let found: Vec<Ready> = found.ready().values().copied().collect();
+        let expected =
+            [event(None, true, false, false), event(one, true, true, true), event(two, true, false, false)];
+        assert_eq!(found, expected);
     }
 }

@@ -161,7 +161,9 @@ pub enum RecoveryError {
         source: CheckpointError,
     },
     /// The snapshots of replicas cannot be listed.
-    #[error("cannot list the snapshots of replicas: {0}; nothing was changed")]
+    #[error(
+        "cannot list the snapshots of replicas: {0}; nothing was changed: start again once that directory can be read"
+    )]
     Snapshots(StoreError),
     /// Snapshots that are not needed cannot be removed.
     #[error("cannot remove snapshots that are not needed: {0}")]

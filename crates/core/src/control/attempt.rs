@@ -6,7 +6,7 @@ use super::health::Health;
 use super::node::NodeRecord;
 use super::placement::Loads;
 use super::settings::Settings;
-use super::shard::{ShardRecord, Stage};
+use super::shard::ShardRecord;
 use crate::clock::Now;
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{Epoch, Life, Micros, NodeId, ReplicaId, ShardId, Time};
@@ -76,8 +76,7 @@ impl View<'_> {
     /// Returns the node of a replica that may take part.
     pub(super) fn node_of(&self, shard: &ShardRecord, replica: ReplicaId) -> Option<NodeId> {
         let placed = shard.replicas().get(&replica)?;
-        let is_usable = placed.stage != Stage::Released && !self.state.is_lost(placed);
-        is_usable.then_some(placed.node)
+        self.state.is_usable(placed).then_some(placed.node)
     }
 
     /// Returns the record of that node.

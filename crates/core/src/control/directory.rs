@@ -6,7 +6,7 @@
 use super::ControlState;
 use super::dial::Dial;
 use super::node::NodeRecord;
-use super::shard::{ReplicaRecord, ShardRecord, Stage};
+use super::shard::ShardRecord;
 use crate::ids::{DiskNumber, Epoch, Life, Micros, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 
@@ -36,10 +36,8 @@ pub struct ShardRoute {
 impl ShardRoute {
     fn new(state: &ControlState, shard: &ShardRecord, max_lag: Micros) -> Self {
         let config = &shard.history().newest().config;
-        let is_there = |(_, placed): &(&ReplicaId, &ReplicaRecord)| {
-            placed.stage != Stage::Released && !state.is_lost(placed)
-        };
-        let replicas = shard.replicas().iter().filter(is_there).map(|(id, placed)| (*id, placed.node));
+        let usable = shard.replicas().iter().filter(|(_, placed)| state.is_usable(placed));
+        let replicas = usable.map(|(id, placed)| (*id, placed.node));
         Self { epoch: config.epoch(), primary: config.primary(), replicas: replicas.collect(), max_lag }
     }
 

@@ -178,12 +178,15 @@ impl ControlState {
         self.nodes.get(&replica.node).is_none_or(|node| node.disk != replica.disk)
     }
 
+    /// Whether a replica may take part: it is neither lost nor to be deleted.
+    fn is_usable(&self, replica: &ReplicaRecord) -> bool {
+        replica.stage != Stage::Released && !self.is_lost(replica)
+    }
+
     /// Returns the replicas on a node that may take part, by shard: none of an earlier disk (rule 3).
     #[must_use]
     pub fn replicas_on(&self, node: NodeId) -> BTreeMap<ShardId, ReplicaId> {
-        let is_there = |placed: &ReplicaRecord| {
-            placed.node == node && placed.stage != Stage::Released && !self.is_lost(placed)
-        };
+        let is_there = |placed: &ReplicaRecord| placed.node == node && self.is_usable(placed);
         let on_it = self.shards().filter_map(|(shard, record)| {
             let mut here = record.replicas().iter().filter(|(_, placed)| is_there(placed));
             here.next().map(|(replica, _)| (shard, *replica))

@@ -34,7 +34,7 @@ impl Loads {
         let mut loads = Self { loads: BTreeMap::new(), takers: takers.map(|(node, _)| *node).collect() };
         for (_, shard) in state.shards() {
             for placed in shard.replicas().values() {
-                if placed.stage != Stage::Released && !state.is_lost(placed) {
+                if state.is_usable(placed) {
                     loads.loads.entry(placed.node).or_default().replicas += 1;
                 }
             }

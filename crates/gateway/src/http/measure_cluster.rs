@@ -32,9 +32,8 @@ pub(super) fn encode(
     encoder: &mut DescriptorEncoder<'_>,
 ) -> fmt::Result {
     let count = |number: usize| number as u64;
-    let without = status.shards.iter().filter(|shard| !shard.is_active || shard.primary.is_none());
-    let last = status.failovers.iter().rev().filter(|failover| failover.is_failure);
-    let last_us = last.filter_map(|failover| failover.duration_us).next().unwrap_or(0);
+    let without = status.shards.iter().filter(|shard| !shard.is_led());
+    let mut failures = status.failovers.iter().rev().filter(|failover| failover.is_failure);
     let gauges = [
         (
             "cluster_control_leader",
@@ -43,7 +42,7 @@ pub(super) fn encode(
         ),
         (
             "cluster_shards_without_primary",
-            "Shards of all services whose newest epoch is not known to be active",
+            "Shards of all services that no primary leads in an epoch that is known to be active",
             count(without.count()),
         ),
         (
@@ -54,7 +53,7 @@ pub(super) fn encode(
         (
             "cluster_failover_last_microseconds",
             "Time of the last failover, from the notice of the failure until another epoch was active; 0 before the first",
-            last_us,
+            failures.find_map(|failover| failover.duration_us).unwrap_or(0),
         ),
     ];
     for (name, help, value) in gauges {
@@ -77,7 +76,7 @@ pub(super) fn encode(
     }
     let mut metric = encoder.encode_descriptor(
         "shard_replica_lag_entries",
-        "Entries of a shard that this node leads which a replica on another node is not known to have stored",
+        "Entries that a replica on another node is not known to have stored, of a shard that this node leads",
         None,
         MetricType::Gauge,
     )?;

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use stead_core::checkpointing::driver::COLOURS_MAX;
 use stead_core::ids::{Index, ShardId, Time};
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
+use stead_store::disk::BLOCK_BYTES;
 use stead_store::wal::{Batch, Wal, WalError};
 
-/// Each write fills whole blocks of the log.
-const LOG_BLOCK: u64 = 4096;
 /// Maximum number of bytes of a marker in the log.
 pub(super) const MARKER_BYTES_MAX: u64 = 128;
 
@@ -81,7 +80,8 @@ impl LogPart {
                 Ok(_) => {
                     (self.begun, self.is_written) = (now, true);
                     let bytes: usize = self.batches.iter().map(|batch| batch.bytes()).sum();
-                    hub.desk().note_appended((bytes as u64).next_multiple_of(LOG_BLOCK));
+                    // Each write fills whole blocks.
+                    hub.desk().note_appended(bytes.next_multiple_of(BLOCK_BYTES) as u64);
                     let has_promise = self.batches.iter().any(|batch| batch.has_promise());
                     Event::Appended { has_promise }
                 }

@@ -199,8 +199,8 @@ pub(crate) fn assemble<E: Env>(
         let stored = Arc::new(Stored { store, manifest, snapshots, log, belonging, services });
         workers.iter_mut().for_each(|worker| worker.read_from(&shared, Arc::clone(&stored), &own));
         shared.log.note_appended(wal.stats().bytes_needed);
+        let promises = wal.promises();
         for shard in shared.topology.shards().filter(|shard| shared.replicated.is_free(*shard)) {
-            let promises = wal.promises();
             let newest = promises.newest(shard).map(|newest| promises.of_replica(shard, newest));
             // A tombstone: see `worker/placing.rs`.
             if newest == Some(Epoch(0)) {

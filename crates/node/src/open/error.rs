@@ -24,7 +24,9 @@ pub enum OpenError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The data are those of a node of a cluster, whose control plane knows the primaries of its shards.
-    #[error("the data directory is that of a node of a cluster, and is not opened without it")]
+    #[error(
+        "the data directory is that of a node of a cluster, and is not opened without it; start the node with its cluster"
+    )]
     OfCluster,
     /// The store of checkpoints failed.
     #[error(transparent)]

@@ -10,7 +10,6 @@ use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
 use stead_core::ids::{Micros, Time};
 use stead_net::network::Wake;
 
@@ -31,6 +30,15 @@ struct Lent {
 impl Lent {
     fn part(&self) -> MutexGuard<'_, PeerPart> {
         self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the part, unless the worker has it: in a turn of it, or asleep at it.
+    fn free_part(&self) -> Option<MutexGuard<'_, PeerPart>> {
+        match self.part.try_lock() {
+            Ok(part) => Some(part),
+            Err(TryLockError::Poisoned(part)) => Some(part.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 
@@ -84,10 +92,9 @@ impl Borrowed {
     }
 
     /// Waits until something arrives, a bell is rung, or the time is over.
-    pub(crate) fn wait<E: Env>(&self, hub: &Shared<E>, worker: &Bell, time: Option<Duration>) {
+    pub(crate) fn wait<E: Env>(&self, hub: &Shared<E>, worker: &Bell, now: Time, until: Option<Time>) {
         let mut part = self.lent.part();
-        let until = time.map(|time| Time(Micros::from(time).0));
-        hub.peers.bell.sleep(Time(0), until, 0, |time| {
+        hub.peers.bell.sleep(now, until, 0, |time| {
             // A ring that came before this had the connections may have ended a wait of the relief.
             if !worker.is_rung() {
                 part.wait(time);
@@ -120,7 +127,7 @@ impl<E: Env> Part<Shared<E>> for Relief {
 
     fn sleep(&mut self, hub: &Shared<E>, now: Time, until: Option<Time>) {
         if self.drives
-            && let Ok(mut part) = self.lent.part.try_lock()
+            && let Some(mut part) = self.lent.free_part()
         {
             return hub.peers.bell.sleep(now, until, 0, |time| part.wait(time));
         }
@@ -135,11 +142,8 @@ impl<E: Env> Part<Shared<E>> for Relief {
         if !self.is_needed() {
             return Ok(Turned::Until(Some(now.plus(LOOK))));
         }
-        let mut part = match self.lent.part.try_lock() {
-            Ok(part) => part,
-            Err(TryLockError::Poisoned(part)) => part.into_inner(),
-            // The worker sleeps at them.
-            Err(TryLockError::WouldBlock) => return Ok(Turned::Until(Some(now.plus(LOOK)))),
+        let Some(mut part) = self.lent.free_part() else {
+            return Ok(Turned::Until(Some(now.plus(LOOK))));
         };
         self.drives = true;
         hub.peers.bell.take_ring();

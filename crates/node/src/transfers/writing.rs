@@ -16,7 +16,7 @@ use stead_store::checkpoint::bundle::Author;
 use stead_store::checkpoint::store::StoreError;
 use stead_store::snapshots::{SnapshotName, SnapshotWriter, Source};
 
-/// The snapshots that are being written, by shard, and those that are not needed any more.
+/// The snapshots that are being written, by shard, and the newest ones, which replace the older ones.
 pub(super) struct Writers {
     stored: Arc<Stored>,
     author: Author,
@@ -75,10 +75,7 @@ impl Writers {
                 hub.inboxes[hub.worker_of(name.shard)].bell.ring();
             }
             Taken::Whole(name) => {
-                if self.running(name).is_none() {
-                    return;
-                }
-                let writing = self.running.remove(&name.shard).expect("found above");
+                let Some(writing) = self.end(name) else { return };
                 let is_durable = writing.writer.is_some_and(|writer| {
                     let finished = writer.finish(&writing.header);
                     if let Err(error) = &finished {
@@ -92,15 +89,19 @@ impl Writers {
                 hub.inboxes[hub.worker_of(name.shard)].push(written);
             }
             Taken::Dropped(name) => {
-                if self.running(name).is_some() {
-                    self.running.remove(&name.shard);
-                }
+                self.end(name);
             }
         }
     }
 
     fn running(&mut self, name: SnapshotName) -> Option<&mut Writing> {
         self.running.get_mut(&name.shard).filter(|writing| writing.name == name)
+    }
+
+    /// Ends the writing of a snapshot, if it runs.
+    fn end(&mut self, name: SnapshotName) -> Option<Writing> {
+        self.running(name)?;
+        self.running.remove(&name.shard)
     }
 
     /// A snapshot is the newest of its shard from now on.

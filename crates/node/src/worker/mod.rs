@@ -1,7 +1,8 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
 //! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
-//! `replicas.rs` performs the effects of replicas of shards, `placing.rs` lets them come and go, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices,
-//! and `taking.rs` those behind which the log of a node with replicas of several is trimmed.
+//! `replicas.rs` performs the effects of replicas of shards, `placing.rs` lets them come and go, and `rebuilding.rs` reads
+//! their logs; `snapshots.rs` hands over their snapshots in slices, and `taking.rs` those behind which the log of a node
+//! with replicas of several is trimmed.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
 //! a submission to the log, and a batch of messages to each other worker; much work is passed on earlier.
@@ -34,15 +35,15 @@ use crate::queries::Job;
 use crate::routes::Routes;
 use crate::shared::Shared;
 pub(crate) use rebuilding::Stored;
+use rebuilding::Unread;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use stead_core::clock::Now;
 use stead_core::control::facts::ShardReport;
-use stead_core::ids::{CallToken, CheckpointNumber, Epoch, Index, Micros, NodeId, ReplicaId, ShardId, Time};
+use stead_core::ids::{CallToken, CheckpointNumber, Epoch, Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replication::epoch::EpochRecord;
-use stead_core::replication::replica::AppendHead;
 use stead_core::shard::{Input, Shard};
 use stead_core::shard_replica::{self, Effects, ShardReplica, Watched};
 use stead_core::shrink;
@@ -132,8 +133,8 @@ pub struct Worker<E: Env> {
     stored_data: Option<Arc<Stored>>,
     /// By slot, the state that is folded anew, with its number.
     rebuilds: BTreeMap<u32, (u64, Rebuild)>,
-    /// Reads of entries for peers that wait until the log has written these: the slot, its replica, and what is read.
-    unread: Vec<(u32, ReplicaId, (ReplicaId, AppendHead, Index))>,
+    /// Reads of entries for peers that wait until the log has written these.
+    unread: Vec<Unread>,
     /// News for the control plane.
     news: ControlNews,
     /// The slots whose replicas are some of several and have handled inputs in this turn.
@@ -684,7 +685,7 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
         let spins = self.spins(shared);
         let bell = &shared.inboxes[self.number].bell;
         match (&self.borrowed, &mut self.native) {
-            (Some(borrowed), _) => bell.sleep(now, until, spins, |time| borrowed.wait(shared, bell, time)),
+            (Some(borrowed), _) => bell.sleep(now, until, spins, |_| borrowed.wait(shared, bell, now, until)),
             (None, Some(native)) => bell.sleep(now, until, spins, |time| native.wait(time)),
             (None, None) => bell.park(now, until, spins),
         }

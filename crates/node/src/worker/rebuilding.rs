@@ -31,6 +31,16 @@ pub(crate) struct Stored {
     pub(crate) services: Services,
 }
 
+/// A read of entries for a peer.
+pub(super) struct Unread {
+    slot: u32,
+    /// The replica at that place whose entries they are.
+    replica: ReplicaId,
+    to: ReplicaId,
+    head: AppendHead,
+    last: Index,
+}
+
 impl<E: Env> Worker<E> {
     /// Reads the data of replicas from there. `own` has the last entries of the snapshots of their own from which some have begun.
     pub(crate) fn read_from(
@@ -61,13 +71,12 @@ impl<E: Env> Worker<E> {
     /// Reads entries that the log had not written before, and folds the next ones of each state that is folded anew; returns whether there
     /// is more to do at once.
     pub(super) fn rebuild(&mut self, shared: &Shared<E>, now: Time) -> bool {
-        let (mut busy, mut done) = (false, Vec::new());
-        for (slot, replica, (to, head, last)) in std::mem::take(&mut self.unread) {
+        for Unread { slot, replica, to, head, last } in std::mem::take(&mut self.unread) {
             if self.shards[slot as usize].replica.replica().id() == replica {
                 self.read_log(shared, slot, to, head, last);
             }
         }
-        busy |= !self.commands.is_empty();
+        let (mut busy, mut done) = (!self.commands.is_empty(), Vec::new());
         for (slot, (_, rebuild)) in &mut self.rebuilds {
             match rebuild.step() {
                 Ok(Progress::More) => busy = true,
@@ -107,7 +116,7 @@ impl<E: Env> Worker<E> {
                 Ok(Progress::Done) => break,
                 // The log has not written them yet: its report causes a turn.
                 Ok(Progress::Missing) if has_base && self.shards[slot as usize].appended > 0 => {
-                    return self.unread.push((slot, own, (to, head, last)));
+                    return self.unread.push(Unread { slot, replica: own, to, head, last });
                 }
                 // They were trimmed.
                 Ok(Progress::Missing) => {

@@ -42,7 +42,7 @@ pub(super) struct Snapshotted {
     logged: u64,
     /// Bytes of its state when the last one began.
     state_bytes: i64,
-    /// A peer needs one, and there is none.
+    /// Its turn is due, whatever the log has got: a peer needs a snapshot and there is none, or the last one was not finished.
     is_wanted: bool,
     /// None is tried before.
     retry_at: Time,
@@ -93,7 +93,7 @@ impl<E: Env> Worker<E> {
     pub(super) fn drop_taking(&mut self, shared: &Shared<E>, slot: u32) {
         for taking in self.taking.extract_if(.., |taking| taking.slot == slot) {
             shared.transfers.leave_taken(Taken::Dropped(taking.name));
-            (self.shards[slot as usize].snapshotted.logged, self.snapshots_at) = (0, 0);
+            (self.shards[slot as usize].snapshotted.is_wanted, self.snapshots_at) = (true, 0);
         }
     }
 
@@ -227,7 +227,7 @@ impl<E: Env> Worker<E> {
     /// Lets another snapshot of a replica be tried after a pause.
     fn retry_snapshot(&mut self, now: Time, slot: u32) {
         let Slot { snapshotted, .. } = &mut self.shards[slot as usize];
-        (snapshotted.logged, snapshotted.retry_at) = (0, now.plus(RETRY));
+        (snapshotted.is_wanted, snapshotted.retry_at) = (true, now.plus(RETRY));
         self.snapshots_at = 0;
     }
 

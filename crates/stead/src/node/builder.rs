@@ -12,7 +12,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::control::dial::{Acks, Dial};
+use stead_cluster::NewService;
+use stead_core::control::dial::Acks;
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::shard::Settings;
@@ -437,10 +438,16 @@ impl NodeBuilder {
 
     /// As [`Self::open`], without the shards that are not on this node.
     pub(super) fn open_without(self, not_here: BTreeMap<ShardId, Place>) -> Result<Node, OpenError> {
-        let options = self.options()?;
-        let dials = self.dials()?;
+        let config = self.merged()?;
+        let options = self.options(&config);
+        let new_service = |service: &ServiceLimits| {
+            let (name, shards) = (service.name.clone(), service.shards.unwrap_or(service.when_new));
+            let dial = config.services[&name].dial(&name)?;
+            Ok::<_, ConfigError>(NewService { name, shards, dial })
+        };
+        let services = options.services.iter().map(new_service).collect::<Result<_, _>>()?;
         crate::descriptors::raise_limit();
-        let Self { path, registry, disk, wall, native, config, cluster, join_timeout, http, .. } = self;
+        let Self { path, registry, disk, wall, native, join_timeout, http, .. } = self;
         let native = match config.native.listen.map(Listen::At).or(native) {
             None => None,
             Some(Listen::At(address)) => Some(bind(address).map_err(OpenError::Address)?),
@@ -462,28 +469,20 @@ impl NodeBuilder {
                 Arc::new(RealDisk::open(&path).map_err(failed)?)
             }
         };
-        let cluster = cluster.merged(&config.cluster);
+        let cluster = config.cluster;
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listen = cluster.listen.or((!cluster.join.is_empty()).then_some(any));
         match listen {
             None => Ok(Node::new(Life::open(registry, disk, SystemClock::new(wall), options)?, None)),
             Some(listen) => {
-                let entry = Entry { listen, cluster, http, dials, wait: join_timeout };
+                let entry = Entry { listen, cluster, http, services, wait: join_timeout };
                 super::cluster::open(registry, disk, wall, options, entry)
             }
         }
     }
 
-    /// Returns the dials with which its services begin in a cluster, in their order.
-    fn dials(&self) -> Result<Vec<Dial>, ConfigError> {
-        let dial = |(name, options): (&&str, &ServiceOptions)| {
-            options.config.merged(self.config.services.get(*name)).dial(name)
-        };
-        self.services.iter().map(dial).collect()
-    }
-
-    /// Checks all settings of code and configuration.
-    fn options(&self) -> Result<Options, OpenError> {
+    /// Returns the settings of code and configuration, and checks them.
+    fn merged(&self) -> Result<Config, OpenError> {
         if let Some(twice) = &self.twice {
             return Err(twice.clone().into());
         }
@@ -499,7 +498,6 @@ impl NodeBuilder {
                 return Err(ConfigError::UnknownService { name: name.clone(), hint }.into());
             }
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let config = &self.config;
         let set = &config.checkpoints;
         let merged = Config {
@@ -541,6 +539,11 @@ impl NodeBuilder {
                 .collect(),
         };
         merged.check()?;
+        Ok(merged)
+    }
+
+    fn options(&self, merged: &Config) -> Options {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let standard = CheckpointOptions::default();
         let services = self.services.keys().map(|name| {
             let service = &merged.services[*name];
@@ -557,7 +560,7 @@ impl NodeBuilder {
             keep: merged.checkpoints.copy_keep.unwrap_or(standard.copy_keep),
         });
         let memory = MemoryLimits::default();
-        Ok(Options {
+        Options {
             without_code: self.resting.clone(),
             not_here: BTreeMap::new(),
             replicated: BTreeMap::new(),
@@ -588,7 +591,7 @@ impl NodeBuilder {
                 ..standard
             },
             services: services.collect(),
-        })
+        }
     }
 }
 
@@ -598,7 +601,7 @@ mod tests {
 
     #[test]
     fn an_unknown_service_is_refused_in_a_file_and_ignored_in_a_variable() {
-        let opened = |config| NodeBuilder::new(PathBuf::from("unused")).config(config).options().map(drop);
+        let opened = |config| NodeBuilder::new(PathBuf::from("unused")).config(config).merged().map(drop);
         let variable = [("STEAD_CFG_SERVICES_BANK_SHARDS".to_owned(), "3".to_owned())];
         opened(Config::from_file_and_vars(None, variable).unwrap()).unwrap();
         let file = Config::from_toml("[services.bank]\nshards = 3", "test").unwrap();
@@ -610,7 +613,7 @@ mod tests {
         let interval = |text: &str| {
             let config = Config::from_toml(text, "test").unwrap();
             let builder = NodeBuilder::new(PathBuf::from("unused")).config(config);
-            builder.options().unwrap().checkpoints.interval
+            builder.options(&builder.merged().unwrap()).checkpoints.interval
         };
         assert_eq!(interval(""), Some(Duration::from_secs(10)));
         assert_eq!(interval("[checkpoints]\ninterval = \"3s\""), Some(Duration::from_secs(3)));

@@ -8,7 +8,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_cluster::{Addresses, ClusterOptions, Entered, NewService, enter};
-use stead_core::control::dial::Dial;
 use stead_net::network::{bind, check_dialed};
 use stead_node::{Clock, Life, Options, SystemClock, Wall, recover_options};
 use stead_store::disk::Disk;
@@ -19,8 +18,8 @@ pub(super) struct Entry {
     pub(super) listen: SocketAddr,
     /// The other addresses.
     pub(super) cluster: ClusterConfig,
-    /// The dials of the program's services, in their order.
-    pub(super) dials: Vec<Dial>,
+    /// The program's services.
+    pub(super) services: Vec<NewService>,
     /// The address of the program's HTTP server.
     pub(super) http: Option<SocketAddr>,
     /// The time for the entry.
@@ -50,20 +49,14 @@ pub(super) fn open(
         clients: options.native.as_ref().map(|native| address(&native.listener)).transpose()?,
         http: entry.http,
     };
-    let services = options.services.iter().zip(entry.dials).map(|(service, dial)| NewService {
-        name: service.name.clone(),
-        shards: service.shards.unwrap_or(service.when_new),
-        dial,
-    });
     let recovery = recover_options(&options);
-    let recovery = (recovery.wal, recovery.loaders);
     let cluster = ClusterOptions {
         listener,
         addresses,
         join,
-        services: services.collect(),
+        services: entry.services,
         wait: entry.wait,
-        recovery,
+        recovery: (recovery.wal, recovery.loaders),
     };
     let wall = wall.map(Arc::new);
     let clock = |wall: &Option<Arc<Wall>>| {

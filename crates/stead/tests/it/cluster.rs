@@ -23,6 +23,11 @@ fn address(node: &Node) -> SocketAddr {
     node.cluster_address().unwrap()
 }
 
+/// Opens a node that joins the cluster of another one.
+fn joined(dir: &Path, other: &Node) -> Node {
+    builder(dir).join([address(other)]).open().unwrap()
+}
+
 #[test]
 fn a_node_that_founded_a_cluster_serves_after_each_start_and_others_join_it() {
     let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -36,7 +41,7 @@ fn a_node_that_founded_a_cluster_serves_after_each_start_and_others_join_it() {
         await_some("its shards lead again", || client.query::<Account>(&key("a"), Look::Balance).ok());
     assert_eq!(balance, 5);
 
-    let second = builder(dirs[1].path()).join([address(&first)]).open().unwrap();
+    let second = joined(dirs[1].path(), &first);
     assert_eq!(second.topology(), first.topology());
     // Its directory knows the cluster from now on.
     let known = address(&second);
@@ -68,8 +73,8 @@ fn data_of_a_node_without_a_cluster_become_those_of_the_first_node_of_one() {
     alone.kill();
 
     let nowhere = std::net::TcpListener::bind(any()).unwrap().local_addr().unwrap();
-    let joined = member(alone_dir.path()).join([nowhere]).open();
-    assert!(matches!(joined, Err(OpenError::Enter(EnterError::NotOfCluster))), "it has data of its own");
+    let refused = member(alone_dir.path()).join([nowhere]).open();
+    assert!(matches!(refused, Err(OpenError::Enter(EnterError::NotOfCluster))), "it has data of its own");
     // A start that ends after the control plane has begun, and before it knows any of the data.
     let halfway = member(alone_dir.path()).join_timeout(Duration::ZERO).open();
     assert!(matches!(halfway, Err(OpenError::Enter(EnterError::NotRegistered { .. }))));
@@ -88,8 +93,7 @@ fn data_of_a_node_without_a_cluster_become_those_of_the_first_node_of_one() {
     };
     has_all(&first);
     assert_eq!(first.process("account", &accounts[1]).unwrap().info.timers, 1);
-    let join = |dir: &Path| builder(dir).join([address(&first)]).open().unwrap();
-    let left = [join(dirs[1].path()), join(dirs[2].path())];
+    let left = [&dirs[1], &dirs[2]].map(|dir| joined(dir.path(), &first));
     replicate(&first);
     first.kill();
     left.iter().for_each(has_all);
@@ -100,7 +104,7 @@ fn data_of_a_node_without_a_cluster_become_those_of_the_first_node_of_one() {
 fn a_service_of_a_newer_program_serves_at_the_nodes_that_have_it() {
     let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let first = member(dirs[0].path()).open().unwrap();
-    let second = builder(dirs[1].path()).join([address(&first)]).open().unwrap();
+    let second = joined(dirs[1].path(), &first);
     second.shutdown();
     let newer = |dir: &Path| member(dir).service::<Kv>(ServiceOptions::default().shards(2));
     let second = newer(dirs[1].path()).open().unwrap();
@@ -170,7 +174,7 @@ fn a_node_that_finds_no_cluster_says_what_it_tried() {
 fn operators_see_the_cluster_change_a_dial_and_begin_an_epoch() {
     let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let first = member(dirs[0].path()).open().unwrap();
-    let second = builder(dirs[1].path()).join([address(&first)]).open().unwrap();
+    let second = joined(dirs[1].path(), &first);
     // Each node knows both, and asks the leader, which is the first one.
     let cluster = second.cluster().unwrap();
     await_some("the second node sees both", || {
@@ -214,8 +218,7 @@ fn operators_see_the_cluster_change_a_dial_and_begin_an_epoch() {
 /// Three nodes that replicate one service three times.
 fn three(dirs: &[tempfile::TempDir; 3]) -> [Node; 3] {
     let first = member(dirs[0].path()).open().unwrap();
-    let join = |dir: &Path| builder(dir).join([address(&first)]).open().unwrap();
-    let (second, third) = (join(dirs[1].path()), join(dirs[2].path()));
+    let [second, third] = [&dirs[1], &dirs[2]].map(|dir| joined(dir.path(), &first));
     replicate(&first);
     [first, second, third]
 }

@@ -327,7 +327,10 @@ impl Cluster {
 
 /// A cluster whose node 1 leads epoch 1, with an open session.
 fn serving() -> Cluster {
-    let mut cluster = Cluster::new();
+    begin_to_serve(Cluster::new())
+}
+
+fn begin_to_serve(mut cluster: Cluster) -> Cluster {
     let sealed = cluster.seal(1);
     assert_eq!(sealed.keys().copied().collect::<Vec<_>>(), NODES);
     cluster.lead(1, 1, LogPoint::default());

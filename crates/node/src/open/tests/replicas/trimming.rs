@@ -8,14 +8,7 @@ const GROWTH: u64 = 64 << 10;
 /// As [`serving`], with a log that grows little before it is trimmed.
 fn trimming() -> Cluster {
     let placed = NODES.map(|node| (node, ReplicaId(node.into()))).into();
-    let mut cluster = Cluster::with_snapshots(placed, GROWTH);
-    cluster.seal(1);
-    cluster.lead(1, 1, LogPoint::default());
-    cluster.settle();
-    cluster.open_session(1, 0);
-    cluster.settle();
-    assert_eq!(cluster.answered(), [(0, Ok(0))]);
-    cluster
+    begin_to_serve(Cluster::with_snapshots(placed, GROWTH))
 }
 
 /// Lets a node handle requests, one after the other.

@@ -2,8 +2,9 @@
 
 use crate::Run;
 use crate::account::{Account, Refused, Request};
+use crate::ledger::{AGAIN_ONE_IN, Ledger};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, BufRead};
 use std::path::PathBuf;
@@ -14,12 +15,8 @@ use stead_flights::life::Life;
 use stead_flights::pool::{Clerks, Ticker, report};
 
 const ACCOUNTS: u32 = 64;
-const PAID_IN: u64 = 1000;
-const AMOUNT_MAX: u64 = 100;
 /// Transfers that are in flight at a time.
 const WINDOW: usize = 32;
-/// One of this many requests repeats one that was answered already.
-const AGAIN_ONE_IN: u64 = 8;
 const CLERKS: usize = 16;
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(150);
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -128,11 +125,8 @@ fn balances(node: &Node) -> Result<Vec<u64>, String> {
 /// The client: its requests, and the answers so far.
 struct Client {
     rng: fastrand::Rng,
-    requests: Vec<(u32, Request)>,
-    waiting: BTreeSet<u64>,
-    answers: HashMap<u64, Result<u64, Refused>>,
+    ledger: Ledger,
     answered: u64,
-    contradicted: u64,
     checks: u64,
     failed_checks: Vec<String>,
     checkpoints_failed: BTreeMap<String, u64>,
@@ -140,14 +134,10 @@ struct Client {
 
 impl Client {
     fn new(seed: u64) -> Self {
-        let requests = (0..ACCOUNTS).map(|account| (account, Request::PayIn { amount: PAID_IN })).collect();
         Self {
             rng: fastrand::Rng::with_seed(seed),
-            requests,
-            waiting: (0..u64::from(ACCOUNTS)).collect(),
-            answers: HashMap::new(),
+            ledger: Ledger::new(ACCOUNTS),
             answered: 0,
-            contradicted: 0,
             checks: 0,
             failed_checks: Vec::new(),
             checkpoints_failed: BTreeMap::new(),
@@ -157,18 +147,13 @@ impl Client {
     /// Returns a new request, or occasionally one that was answered already.
     fn next(&mut self) -> u64 {
         if self.rng.u64(..AGAIN_ONE_IN) == 0 {
-            return self.rng.u64(..self.requests.len() as u64);
+            return self.rng.u64(..self.ledger.requests.len() as u64);
         }
-        let (from, to) = (self.rng.u32(..ACCOUNTS), self.rng.u32(..ACCOUNTS));
-        let amount = self.rng.u64(1..=AMOUNT_MAX);
-        self.requests.push((from, Request::Transfer { to, amount }));
-        let number = self.requests.len() as u64 - 1;
-        self.waiting.insert(number);
-        number
+        self.ledger.transfer(&mut self.rng)
     }
 
     fn ask(&self, bank: &mut Life<Report>, number: u64) {
-        let (account, request) = self.requests[number as usize].clone();
+        let (account, request) = self.ledger.requests[number as usize].clone();
         bank.send(&Ask::Do { number, account, request });
     }
 
@@ -177,9 +162,7 @@ impl Client {
         match report {
             Report::Done { number, answer } => {
                 self.answered += 1;
-                self.waiting.remove(&number);
-                let first = self.answers.entry(number).or_insert_with(|| answer.clone());
-                self.contradicted += u64::from(*first != answer);
+                self.ledger.answered(number, answer);
                 return Ok(true);
             }
             Report::Checkpoint { failed_checks } => {
@@ -193,25 +176,6 @@ impl Client {
             Report::Ready | Report::Balances(_) => {}
         }
         Ok(false)
-    }
-
-    /// Returns the balances according to the answers alone; a negative one shows that an answer is wrong.
-    fn balances(&self) -> Vec<i64> {
-        let mut balances = vec![0i64; ACCOUNTS as usize];
-        for (number, answer) in &self.answers {
-            let (account, request) = &self.requests[*number as usize];
-            match (answer, request) {
-                (Ok(_), Request::PayIn { amount } | Request::Credit { amount }) => {
-                    balances[*account as usize] += amount.cast_signed();
-                }
-                (Ok(_), Request::Transfer { to, amount }) => {
-                    balances[*account as usize] -= amount.cast_signed();
-                    balances[*to as usize] += amount.cast_signed();
-                }
-                (Err(_), _) => {}
-            }
-        }
-        balances
     }
 }
 
@@ -256,10 +220,10 @@ fn live(
             Report::Ready => {
                 ready = true;
                 end = until.unwrap_or_else(|wait| Instant::now() + wait);
-                for number in &client.waiting {
+                for number in &client.ledger.waiting {
                     client.ask(bank, *number);
                 }
-                WINDOW.saturating_sub(client.waiting.len())
+                WINDOW.saturating_sub(client.ledger.waiting.len())
             }
             report => usize::from(client.take(report)?),
         };
@@ -278,9 +242,9 @@ fn finish(client: &mut Client, bank: &mut Life<Report>) -> Result<Vec<u64>, Box<
     loop {
         let report = bank.receive(Instant::now() + SILENCE_MAX)?.ok_or_else(|| bank.silent(SILENCE_MAX))?;
         match report {
-            Report::Ready if client.waiting.is_empty() => bank.send(&Ask::Balances),
+            Report::Ready if client.ledger.waiting.is_empty() => bank.send(&Ask::Balances),
             Report::Ready => {
-                for number in &client.waiting {
+                for number in &client.ledger.waiting {
                     client.ask(bank, *number);
                 }
             }
@@ -293,7 +257,7 @@ fn finish(client: &mut Client, bank: &mut Life<Report>) -> Result<Vec<u64>, Box<
                 return Ok(balances);
             }
             report => {
-                if client.take(report)? && client.waiting.is_empty() {
+                if client.take(report)? && client.ledger.waiting.is_empty() {
                     bank.send(&Ask::Balances);
                 }
             }
@@ -302,21 +266,19 @@ fn finish(client: &mut Client, bank: &mut Life<Report>) -> Result<Vec<u64>, Box<
 }
 
 fn print_result(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bool {
-    let expected = client.balances();
-    let wrong = expected.iter().zip(balances).filter(|(expected, is)| **expected != is.cast_signed()).count();
+    let ledger = &client.ledger;
+    let (wrong, refused, paid_in) = (ledger.wrong(balances), ledger.refused(), ledger.paid_in());
     let sum: u64 = balances.iter().sum();
-    let paid_in = u64::from(ACCOUNTS) * PAID_IN;
-    let refused = client.answers.values().filter(|answer| answer.is_err()).count();
     print_line!(
         "{kills} kills ({} while it recovered), {} requests ({refused} refused for lack of money), {} answers, {} checkpoints",
         kills - ready,
-        client.answers.len(),
+        ledger.answers.len(),
         client.answered,
         client.checks
     );
     print_line!(
         "contradicted answers {}, accounts with a wrong balance {wrong}, all balances {sum} of {paid_in}",
-        client.contradicted
+        ledger.contradicted
     );
     for check in &client.failed_checks {
         print_line!("a check did not hold: {check}");
@@ -326,7 +288,7 @@ fn print_result(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bo
     }
     wrong == 0
         && sum == paid_in
-        && client.contradicted == 0
+        && ledger.contradicted == 0
         && client.failed_checks.is_empty()
         && client.answered > 0
 }

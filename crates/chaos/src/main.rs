@@ -22,6 +22,7 @@ mod bank;
 mod cluster;
 mod flights;
 mod innocents;
+mod ledger;
 mod power;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

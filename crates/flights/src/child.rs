@@ -2,6 +2,7 @@
 //!
 //! It ends when its standard input ends, so it never outlives its parent.
 
+use crate::code::Code;
 use crate::pool::{Clerks, Ticker, report};
 use crate::protocol::{Answer, Ask, Checkpoint, Counts, Open, Question, Recovery, Report};
 use crate::reader::{Flights, OnMalformed};
@@ -10,11 +11,11 @@ use crate::services::{
     Aircraft, Airport, Carrier, CheckIn, DESKS, Desk, FEEDER, FeedRequest, Feeder, Passengers, Position,
     Source, desk_of,
 };
-use crate::totals::{AircraftTotals, Totals};
+use crate::totals::Totals;
 use std::fmt::Display;
 use std::io::{self, BufRead};
 use std::time::{Duration, Instant};
-use stead::{BlockingClient, CheckpointOptions, Node, NodeBuilder, ServiceOptions, Status};
+use stead::{BlockingClient, CheckpointOptions, Node, NodeBuilder, Process, ServiceOptions, Status};
 
 /// Passengers that are served at a time.
 const CLERKS: usize = 8;
@@ -171,37 +172,27 @@ fn passengers(client: &BlockingClient) -> Result<Passengers, String> {
 
 fn totals(node: &Node, client: &BlockingClient) -> Result<Answer, String> {
     let status = rest(node, client)?;
-    let rows = &Source::installed().expect("run() installs one").flights().rows;
-    let mut totals = Totals::default();
-    let expected = Totals::of(rows);
-    for code in expected.carriers.keys() {
-        let carrier = client.query::<Carrier>(code, ()).map_err(reason)?;
-        if carrier.flights > 0 {
-            totals.carriers.insert(*code, carrier);
-        }
-    }
-    for code in expected.airports.keys() {
-        let airport = client.query::<Airport>(code, ()).map_err(reason)?;
-        if airport.departures + airport.arrivals > 0 {
-            totals.airports.insert(*code, airport);
-        }
-    }
-    let tails: std::collections::BTreeSet<_> = rows.iter().filter_map(|row| row.tail).collect();
-    for tail in tails {
-        let Aircraft { legs, distance_miles } = client.query::<Aircraft>(&tail, ()).map_err(reason)?;
-        let all = totals.aircraft;
-        totals.aircraft = AircraftTotals {
-            count: all.count + u64::from(legs > 0),
-            legs: all.legs + legs,
-            distance_miles: all.distance_miles + distance_miles,
-        };
-    }
+    let flights = Source::installed().expect("run() installs one").flights();
+    let expected = Totals::of(&flights.rows);
+    let totals = Totals::of_processes(
+        read::<Carrier>(client, expected.carriers.keys())?,
+        read::<Airport>(client, expected.airports.keys())?,
+        read::<Aircraft>(client, &flights.tails())?,
+    );
     let processes = Counts {
         aircraft: records(&status, "aircraft"),
         airport: records(&status, "airport"),
         carrier: records(&status, "carrier"),
     };
     Ok(Answer::Totals { fed: position(client)?.next_row, totals, processes })
+}
+
+/// Reads processes.
+fn read<'a, P: Process<Key = Code, Query = ()>>(
+    client: &BlockingClient,
+    keys: impl IntoIterator<Item = &'a Code>,
+) -> Result<Vec<(Code, P::Answer)>, String> {
+    keys.into_iter().map(|key| Ok((*key, client.query::<P>(key, ()).map_err(reason)?))).collect()
 }
 
 /// Waits until all rows are fed and no message is in flight.

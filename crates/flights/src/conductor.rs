@@ -226,12 +226,7 @@ pub fn conduct(
         flights.rows.iter().cycle().take(usize::try_from(rows).expect("fewer rows than memory has bytes"));
     let expected = Totals::of(each);
     let mut difference = last.totals.difference(&expected);
-    let counts = Counts {
-        aircraft: expected.aircraft.count,
-        airport: expected.airports.len() as u64,
-        carrier: expected.carriers.len() as u64,
-    };
-    difference.sums += u64::from(last.processes != counts);
+    difference.sums += u64::from(last.processes != Counts::of(&expected));
     Ok(Outcome {
         rows,
         kills: plan.kills.count(),

@@ -123,6 +123,17 @@ pub struct Counts {
     pub carrier: u64,
 }
 
+impl Counts {
+    /// Returns the number of processes that hold some totals.
+    pub(crate) fn of(totals: &Totals) -> Self {
+        Self {
+            aircraft: totals.aircraft.count,
+            airport: totals.airports.len() as u64,
+            carrier: totals.carriers.len() as u64,
+        }
+    }
+}
+
 /// Figures of a recovery.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recovery {

@@ -1,7 +1,9 @@
 //! Reads a flights file, plain or gzip, line by line: a damaged line affects no other line.
 
+use crate::code::Code;
 use crate::row::{Layout, Malformed, Reason, Row, parse_row};
 use flate2::bufread::MultiGzDecoder;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -103,6 +105,11 @@ impl Flights {
         } else {
             read_lines(bytes, on_malformed)
         }
+    }
+
+    /// Returns the known tail numbers.
+    pub(crate) fn tails(&self) -> BTreeSet<Code> {
+        self.rows.iter().filter_map(|row| row.tail).collect()
     }
 
     /// Returns a fingerprint of these rows, which only equal rows share.

@@ -1,7 +1,8 @@
-//! The totals of the application by a straightforward computation: one loop over the rows.
+//! The totals of the application: by a straightforward computation, one loop over the rows, and according to its processes.
 
 use crate::code::Code;
 use crate::row::Row;
+use crate::services::Aircraft;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,6 +76,28 @@ impl Totals {
         }
         totals.aircraft.count = tails.len() as u64;
         totals
+    }
+
+    /// Adds up the answers of processes; those without a row are not there.
+    pub(crate) fn of_processes(
+        carriers: impl IntoIterator<Item = (Code, CarrierTotals)>,
+        airports: impl IntoIterator<Item = (Code, AirportTotals)>,
+        aircraft: impl IntoIterator<Item = (Code, Aircraft)>,
+    ) -> Self {
+        let mut all = AircraftTotals::default();
+        for (_, Aircraft { legs, distance_miles }) in aircraft {
+            all.count += u64::from(legs > 0);
+            all.legs += legs;
+            all.distance_miles += distance_miles;
+        }
+        Self {
+            carriers: carriers.into_iter().filter(|(_, carrier)| carrier.flights > 0).collect(),
+            airports: airports
+                .into_iter()
+                .filter(|(_, airport)| airport.departures + airport.arrivals > 0)
+                .collect(),
+            aircraft: all,
+        }
     }
 
     /// Returns the number of messages that rows with these totals cause: the feeder sends one to the aircraft, which

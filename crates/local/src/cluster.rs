@@ -5,13 +5,15 @@ use crate::error::{LocalError, system};
 use crate::links::{Door, Links};
 use rustix::process::Signal;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// Bytes of a node's standard error that an error repeats.
-const SAID_MAX: usize = 2_000;
+const SAID_MAX: u64 = 2_000;
 
 /// The time from the end of a process's output to its own.
 const END_MAX: Duration = Duration::from_secs(5);
@@ -88,8 +90,7 @@ pub struct LocalCluster {
 
 impl LocalCluster {
     /// Starts a cluster, and waits until each node is ready. The node with the number 2 has its data in `n2` below the directory, and
-    /// its standard error in `n2.log`. A cluster that ran there before starts again,
-    /// with its addresses.
+    /// its standard error in `n2.log`. A cluster that ran there before starts again, with its addresses.
     ///
     /// # Errors
     /// [`LocalError`]; the nodes are killed then.
@@ -397,9 +398,15 @@ impl Node {
 
     /// Returns the end of its standard error.
     fn said(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let tail = &text[text.len().saturating_sub(SAID_MAX)..];
-        match String::from_utf8_lossy(tail).trim() {
+        let tail = || -> std::io::Result<Vec<u8>> {
+            let mut log = File::open(&self.log)?;
+            let len = log.metadata()?.len();
+            log.seek(SeekFrom::Start(len.saturating_sub(SAID_MAX)))?;
+            let mut tail = Vec::new();
+            log.take(SAID_MAX).read_to_end(&mut tail)?;
+            Ok(tail)
+        };
+        match String::from_utf8_lossy(&tail().unwrap_or_default()).trim() {
             "" => "(it is empty)".to_owned(),
             text => text.to_owned(),
         }
@@ -427,11 +434,18 @@ fn addresses(nodes: u16, data: &Path) -> Result<Vec<Addresses>, LocalError> {
         Some(IpAddr::V4(ip)) => (ip.octets()[1], ip.octets()[2]),
         _ => (fastrand::u8(1..=254), fastrand::u8(..)),
     };
-    for at in u16::try_from(all.len()).unwrap_or(nodes)..nodes {
+    let known = all.len();
+    for at in u16::try_from(known).unwrap_or(nodes)..nodes {
         all.push(free_addresses(network, at)?);
     }
-    let bytes = serde_json::to_vec(&all).expect("addresses have JSON");
-    std::fs::write(file, bytes).map_err(system("write the addresses of the nodes"))?;
+    if all.len() > known {
+        let bytes = serde_json::to_vec(&all).expect("addresses have JSON");
+        // A process that is killed leaves the old file or the new one, never a part of it.
+        let new = file.with_extension("new");
+        std::fs::write(&new, bytes)
+            .and_then(|()| std::fs::rename(&new, &file))
+            .map_err(system("write the addresses of the nodes"))?;
+    }
     all.truncate(usize::from(nodes));
     Ok(all)
 }

@@ -163,14 +163,16 @@ fn carry(shared: &Arc<Shared>, mut dialer: TcpStream, node: u32, target: SocketA
     let number = shared.enter(link, sockets()?)?;
     let [back_to, back_from] = sockets()?;
     let other = Arc::clone(shared);
-    let back = spawn(move || pump(&other, back_from, back_to, (node, from)))?;
-    let sent = accepter.write_all(&hello);
-    if sent.is_ok() {
-        pump(shared, dialer, accepter, link);
-    }
-    let _ = back.join();
+    let carried = spawn(move || pump(&other, back_from, back_to, (node, from))).and_then(|back| {
+        let sent = accepter.write_all(&hello);
+        if sent.is_ok() {
+            pump(shared, dialer, accepter, link);
+        }
+        let _ = back.join();
+        sent
+    });
     shared.state().open.remove(&number);
-    sent
+    carried
 }
 
 /// Reads the first frame of a connection. Returns the bytes that have arrived, and the number of the node that sent them: 0 if it has

@@ -14,10 +14,19 @@ use stead::kv::{self, Kv};
 use stead::{BlockingClient, CallError, ConnectError, Read};
 use ureq::Agent;
 
+/// Time in which a request has to be answered.
+pub(crate) const TIME_MAX: Duration = Duration::from_secs(20);
+/// The same for a request that is given up early.
+const TIME_SHORT_MAX: Duration = Duration::from_millis(250);
 /// Time after which a client over HTTP asks another node.
 const ATTEMPT_MAX: Duration = Duration::from_millis(1_500);
 /// Pause before that.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Returns a time in which a request has to be answered; one of so many is given up early.
+pub(crate) fn some_time(rng: &mut fastrand::Rng, short_one_in: u64) -> Duration {
+    if rng.u64(..short_one_in) == 0 { TIME_SHORT_MAX.mul_f64(rng.f64()) } else { TIME_MAX }
+}
 
 /// The reasons for which requests had no answer, with the number of times.
 #[derive(Debug, Default)]

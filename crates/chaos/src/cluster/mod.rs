@@ -189,8 +189,8 @@ fn live(
     replicate(&mut Http::new(&http, 0), nodes, reasons)?;
 
     let mut own = [Client::native(&native)?, Client::http(&http, 0)];
-    let (registers, transfers) = (Registers::new(), Transfers::default());
-    transfers.pay_in(&mut own, reasons)?;
+    let (registers, transfers) = (Registers::new(), Transfers::new());
+    transfers.finish(&mut own, reasons)?;
     let stops = AtomicBool::new(false);
     let mut rng = fastrand::Rng::with_seed(episode.seed);
     let mut report = registers::Report::default();

@@ -2,7 +2,7 @@
 //!
 //! A register is one key of `kv`. Its history stays short enough to be searched: after some operations the clients take the next key.
 
-use super::clients::{Client, Identity, Reasons};
+use super::clients::{Client, Identity, Reasons, TIME_MAX, some_time};
 use super::linearizable::{Operation, Outcome, Request, Verdict, check};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -17,9 +17,8 @@ const SLOTS: usize = 4;
 const OPERATIONS_MAX: usize = 160;
 /// The same for operations whose outcome is unknown: each makes the search longer.
 const UNKNOWN_MAX: usize = 8;
-/// Time in which an operation has to be answered; the shorter one is for some, so that there are unknown ones.
-const TIME_MAX: Duration = Duration::from_secs(20);
-const TIME_SHORT_MAX: Duration = Duration::from_millis(250);
+/// One of this many operations is given up early, so that there are unknown ones.
+const SHORT_ONE_IN: u64 = 64;
 /// Longest pause of a client between two operations.
 const PAUSE_MAX_US: u64 = 6_000;
 
@@ -110,7 +109,7 @@ impl Registers {
                 _ => Request::CompareAndSet { expected, value },
             };
             let identity = if rng.bool() { Identity::Session(value) } else { Identity::Key(value) };
-            let time = if rng.u8(..64) == 0 { TIME_SHORT_MAX.mul_f64(rng.f64()) } else { TIME_MAX };
+            let time = some_time(&mut rng, SHORT_ONE_IN);
             let outcome = self.ask(client, register, (request, identity, time), reasons);
             if let Some(Outcome { applied, previous }) = outcome {
                 seen = Some((register, if applied { Some(value) } else { previous }));

@@ -1,9 +1,9 @@
 //! Transfers between accounts: none is lost, none is made twice, and the money stays the same.
 
-use super::clients::{Client, Reasons};
-use crate::account::{Account, Refused, Request};
+use super::clients::{Client, Reasons, TIME_MAX, some_time};
+use crate::account::Account;
+use crate::ledger::{AGAIN_ONE_IN, Ledger};
 use serde::Serialize;
-use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,14 +11,8 @@ use std::time::{Duration, Instant};
 use stead::BlockingClient;
 
 const ACCOUNTS: u32 = 32;
-const PAID_IN: u64 = 1_000;
-const AMOUNT_MAX: u64 = 100;
-/// One of this many requests repeats one that was answered already.
-const AGAIN_ONE_IN: u64 = 8;
 /// One of this many is given up at once, and asked again later.
 const SHORT_ONE_IN: u64 = 32;
-const TIME_MAX: Duration = Duration::from_secs(20);
-const TIME_SHORT_MAX: Duration = Duration::from_millis(250);
 const PAUSE_MAX_US: u64 = 8_000;
 /// Longest time until all money has arrived, once all is healed.
 const REST_MAX: Duration = Duration::from_secs(60);
@@ -26,17 +20,9 @@ const REST_MAX: Duration = Duration::from_secs(60);
 /// Clients of a kind repeat their own requests only: the identity of a request belongs to the kind.
 const KINDS: u64 = 2;
 
-/// The requests and their answers. The number of a request is also its idempotency key.
-#[derive(Debug, Default)]
-pub(crate) struct Transfers(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    requests: Vec<(u32, Request)>,
-    waiting: BTreeSet<u64>,
-    answers: HashMap<u64, Result<u64, Refused>>,
-    contradicted: u64,
-}
+/// The requests of all clients, and their answers.
+#[derive(Debug)]
+pub(crate) struct Transfers(Mutex<Ledger>);
 
 /// The outcome of the transfers.
 #[derive(Debug, Default, Serialize)]
@@ -71,20 +57,12 @@ fn kind(client: &Client) -> u64 {
 }
 
 impl Transfers {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Ledger::new(ACCOUNTS)))
     }
 
-    /// Pays money in. To be called first, with both kinds of clients.
-    pub(crate) fn pay_in(&self, clients: &mut [Client; 2], reasons: &Reasons) -> Result<(), String> {
-        let requests: Vec<_> =
-            (0..ACCOUNTS).map(|account| (account, Request::PayIn { amount: PAID_IN })).collect();
-        {
-            let mut state = self.state();
-            state.waiting = (0..u64::from(ACCOUNTS)).collect();
-            state.requests = requests;
-        }
-        self.finish(clients, reasons)
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes transfers until it is to stop.
@@ -92,8 +70,7 @@ impl Transfers {
         let mut rng = fastrand::Rng::with_seed(seed);
         while !stops.load(Ordering::Relaxed) {
             let number = self.next(kind(client), &mut rng);
-            let is_short = rng.u64(..SHORT_ONE_IN) == 0;
-            let time = if is_short { TIME_SHORT_MAX.mul_f64(rng.f64()) } else { TIME_MAX };
+            let time = some_time(&mut rng, SHORT_ONE_IN);
             self.ask(client, number, time, reasons);
             thread::sleep(Duration::from_micros(rng.u64(..PAUSE_MAX_US)));
         }
@@ -101,24 +78,21 @@ impl Transfers {
 
     /// Returns the number of a new request, of one without an answer, or of one that was answered already.
     fn next(&self, kind: u64, rng: &mut fastrand::Rng) -> u64 {
-        let mut state = self.state();
+        let mut ledger = self.ledger();
         let of_kind = |number: &u64| number % KINDS == kind;
-        let waiting: Vec<_> = state.waiting.iter().copied().filter(of_kind).collect();
+        let waiting: Vec<_> = ledger.waiting.iter().copied().filter(of_kind).collect();
         if !waiting.is_empty() && rng.u8(..4) == 0 {
             return waiting[rng.usize(..waiting.len())];
         }
         if rng.u64(..AGAIN_ONE_IN) == 0 {
-            let some = rng.u64(..state.requests.len() as u64 / KINDS) * KINDS + kind;
-            if state.answers.contains_key(&some) {
+            let some = rng.u64(..ledger.requests.len() as u64 / KINDS) * KINDS + kind;
+            if ledger.answers.contains_key(&some) {
                 return some;
             }
         }
         // A number of the other kind that is left out is asked by a client of that kind.
         loop {
-            let (from, to) = (rng.u32(..ACCOUNTS), rng.u32(..ACCOUNTS));
-            state.requests.push((from, Request::Transfer { to, amount: rng.u64(1..=AMOUNT_MAX) }));
-            let number = state.requests.len() as u64 - 1;
-            state.waiting.insert(number);
+            let number = ledger.transfer(rng);
             if number % KINDS == kind {
                 return number;
             }
@@ -126,20 +100,16 @@ impl Transfers {
     }
 
     fn ask(&self, client: &mut Client, number: u64, time: Duration, reasons: &Reasons) {
-        let (account, request) = self.state().requests[number as usize].clone();
+        let (account, request) = self.ledger().requests[number as usize].clone();
         let Some(answer) = client.account(account, &request, number, time, reasons) else { return };
-        let mut state = self.state();
-        state.waiting.remove(&number);
-        let first = state.answers.entry(number).or_insert_with(|| answer.clone());
-        let is_other = *first != answer;
-        state.contradicted += u64::from(is_other);
+        self.ledger().answered(number, answer);
     }
 
-    /// Asks until all requests are answered.
-    fn finish(&self, clients: &mut [Client; 2], reasons: &Reasons) -> Result<(), String> {
+    /// Asks until all requests are answered. To be called first, so that there is money.
+    pub(crate) fn finish(&self, clients: &mut [Client; 2], reasons: &Reasons) -> Result<(), String> {
         let until = Instant::now() + REST_MAX;
         loop {
-            let waiting: Vec<_> = self.state().waiting.iter().copied().collect();
+            let waiting: Vec<_> = self.ledger().waiting.iter().copied().collect();
             if waiting.is_empty() {
                 return Ok(());
             }
@@ -158,46 +128,23 @@ impl Transfers {
 
     /// Compares the balances with the answers, once no client runs any more and all is healed.
     pub(crate) fn check(&self, clients: &mut [Client; 2], reasons: &Reasons) -> Report {
-        let mut report = Report { paid_in: u64::from(ACCOUNTS) * PAID_IN, ..Report::default() };
+        let mut report = Report { paid_in: self.ledger().paid_in(), ..Report::default() };
         let balances = self.finish(clients, reasons).and_then(|()| {
             let Client::Native(client) = &clients[0] else { return Err("no native client".to_owned()) };
             balances(client, report.paid_in)
         });
-        let state = self.state();
-        report.answered = state.answers.len();
-        report.refused = state.answers.values().filter(|answer| answer.is_err()).count();
-        report.contradicted = state.contradicted;
+        let ledger = self.ledger();
+        report.answered = ledger.answers.len();
+        report.refused = ledger.refused();
+        report.contradicted = ledger.contradicted;
         match balances {
             Ok(balances) => {
-                let expected = state.balances();
-                let pairs = expected.iter().zip(&balances);
-                report.wrong = pairs.filter(|(expected, is)| **expected != is.cast_signed()).count();
+                report.wrong = ledger.wrong(&balances);
                 report.balances = balances.iter().sum();
             }
             Err(failure) => report.failure = Some(failure),
         }
         report
-    }
-}
-
-impl State {
-    /// Returns the balances according to the answers alone; a negative one shows that an answer is wrong.
-    fn balances(&self) -> Vec<i64> {
-        let mut balances = vec![0i64; ACCOUNTS as usize];
-        for (number, answer) in &self.answers {
-            let (account, request) = &self.requests[*number as usize];
-            match (answer, request) {
-                (Ok(_), Request::PayIn { amount } | Request::Credit { amount }) => {
-                    balances[*account as usize] += amount.cast_signed();
-                }
-                (Ok(_), Request::Transfer { to, amount }) => {
-                    balances[*account as usize] -= amount.cast_signed();
-                    balances[*to as usize] += amount.cast_signed();
-                }
-                (Err(_), _) => {}
-            }
-        }
-        balances
     }
 }
 

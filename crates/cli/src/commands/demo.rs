@@ -14,6 +14,7 @@ use stead_flights::conductor::{Event, Kills, Outcome, Plan, Sigkill, conduct};
 use stead_flights::life::LifeError;
 use stead_flights::protocol::{Checkpoint, Recovery};
 use stead_flights::{Flights, OnMalformed, ReadError, Totals};
+use tempfile::TempDir;
 
 /// Time that all rows take without `--rate`, in seconds.
 const PACE_SECONDS: f64 = 20.0;
@@ -118,15 +119,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let plan = plan(args, dir.path(), seed, rate, stop::listen()?);
     let outcome = match watch(&plan, &flights) {
         Ok(outcome) => outcome,
-        // The child is dead by now, and its files are removed.
-        Err(ConductError::Life(LifeError::Stopped)) => {
-            return Err(Failure::new(Exit::Stopped, "the demo was stopped before its end"));
-        }
-        Err(error) => {
-            return Err(Failure::new(Exit::Failed, "the demo failed before its end")
-                .cause(error)
-                .hint(format!("its files are kept in {}", dir.keep().display())));
-        }
+        Err(error) => return Err(ended_early(error, dir)),
     };
     if json {
         print_json(&outcome)?
@@ -136,9 +129,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     if outcome.holds() {
         return Ok(());
     }
-    Err(Failure::new(Exit::Failed, "the demo found a violated guarantee")
-        .hint(format!("try again with --seed {seed}; the files are kept in {}", dir.keep().display()))
-        .reported())
+    Err(violated(seed, dir))
 }
 
 /// Runs the application that the demo kills.
@@ -148,9 +139,28 @@ pub(crate) fn run_child() -> Result<(), Failure> {
 }
 
 /// Creates the directory of a demo's files.
-pub(super) fn new_dir() -> Result<tempfile::TempDir, Failure> {
+pub(super) fn new_dir() -> Result<TempDir, Failure> {
     let created = tempfile::Builder::new().prefix("stead-demo-").tempdir();
     created.map_err(|error| Failure::new(Exit::Failed, "cannot create a temporary directory").cause(error))
+}
+
+/// Returns the failure of a demo that has no outcome, whose processes are dead.
+pub(super) fn ended_early(error: ConductError, dir: TempDir) -> Failure {
+    match error {
+        ConductError::Life(LifeError::Stopped) => {
+            Failure::new(Exit::Stopped, "the demo was stopped before its end")
+        }
+        error => Failure::new(Exit::Failed, "the demo failed before its end")
+            .cause(error)
+            .hint(format!("its files are kept in {}", dir.keep().display())),
+    }
+}
+
+/// Returns the failure of a demo whose outcome was printed.
+pub(super) fn violated(seed: u64, dir: TempDir) -> Failure {
+    Failure::new(Exit::Failed, "the demo found a violated guarantee")
+        .hint(format!("try again with --seed {seed}; the files are kept in {}", dir.keep().display()))
+        .reported()
 }
 
 fn parse_nodes(text: &str) -> Result<u16, String> {
@@ -301,19 +311,19 @@ fn print_outcome(outcome: &Outcome) -> Result<(), Failure> {
     let runs = again.runs.saturating_sub(again.replayed);
     let computed = format!("of {runs} handler runs repeated what was on disk already");
     say("computed again", again.recomputed, &computed)?;
-    let what = format!(
-        "of {} carriers, {} airports, {} aircraft: {}",
-        totals.carriers.len(),
-        totals.airports.len(),
-        totals.aircraft.count,
-        if outcome.totals_match() {
-            "equal to a straightforward computation"
-        } else {
-            "NOT what they should be"
-        }
-    );
-    let word = if outcome.totals_match() { "match" } else { "differ" };
+    let (word, what) = compared_totals(totals, outcome.totals_match());
     output::line(&format!("{:18} {word:>9}  {what}", "totals"))
+}
+
+/// Says in a word and in a line whether totals are as expected.
+pub(super) fn compared_totals(totals: &Totals, do_match: bool) -> (&'static str, String) {
+    let (word, what) = match do_match {
+        true => ("match", "equal to a straightforward computation"),
+        false => ("differ", "NOT what they should be"),
+    };
+    let Totals { carriers, airports, aircraft } = totals;
+    let (carriers, airports, aircraft) = (carriers.len(), airports.len(), aircraft.count);
+    (word, format!("of {carriers} carriers, {airports} airports, {aircraft} aircraft: {what}"))
 }
 
 fn millis(ms: f64) -> String {

@@ -1,6 +1,6 @@
 //! `stead demo` on several nodes: they are killed, paused and cut off while clients keep calling.
 
-use super::demo::{DemoArgs, Malformed, new_dir, progress, read};
+use super::demo::{DemoArgs, Malformed, compared_totals, ended_early, new_dir, progress, read, violated};
 use super::start::{self, StartArgs};
 use crate::client::{Answer, ServerArgs};
 use crate::failure::{Exit, Failure};
@@ -16,7 +16,6 @@ use std::time::Duration;
 use stead_flights::callers::{ATTEMPT, DEADLINE, Reads};
 use stead_flights::child::register;
 use stead_flights::cluster::{Event, Fault, FaultKind, Outcome, Plan, conduct, prepare};
-use stead_flights::life::LifeError;
 use stead_flights::{ConductError, Flights, Totals};
 
 /// The hidden subcommand with which the demo starts itself as a node.
@@ -97,15 +96,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let (command, stop) = (command(args, dir.path()), stop::listen()?);
     let outcome = match watch(args, dir.path(), command, (kills, seed, rate), stop, &flights) {
         Ok(outcome) => outcome,
-        // The nodes are dead by now, and their files are removed.
-        Err(ConductError::Life(LifeError::Stopped)) => {
-            return Err(Failure::new(Exit::Stopped, "the demo was stopped before its end"));
-        }
-        Err(error) => {
-            return Err(Failure::new(Exit::Failed, "the demo failed before its end")
-                .cause(error)
-                .hint(format!("its files are kept in {}", dir.keep().display())));
-        }
+        Err(error) => return Err(ended_early(error, dir)),
     };
     let violations = outcome.violations();
     if json {
@@ -116,10 +107,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     if violations.is_empty() {
         return Ok(());
     }
-    Err(Failure::new(Exit::Failed, "the demo found a violated guarantee")
-        .cause(violations.join("; "))
-        .hint(format!("try again with --seed {seed}; the files are kept in {}", dir.keep().display()))
-        .reported())
+    Err(violated(seed, dir).cause(violations.join("; ")))
 }
 
 /// Returns the first arguments of a node.
@@ -286,17 +274,6 @@ fn print_outcome(outcome: &Outcome) -> Result<(), Failure> {
         compared.runs, compared.unkept
     );
     say("computed again", &compared.recomputed.to_string(), &note)?;
-    let word = if outcome.totals_match() { "match" } else { "differ" };
-    let what = format!(
-        "of {} carriers, {} airports, {} aircraft: {}",
-        totals.carriers.len(),
-        totals.airports.len(),
-        totals.aircraft.count,
-        if outcome.totals_match() {
-            "equal to a straightforward computation"
-        } else {
-            "NOT what they should be"
-        }
-    );
+    let (word, what) = compared_totals(totals, outcome.totals_match());
     say("totals", word, &what)
 }

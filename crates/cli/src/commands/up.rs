@@ -122,19 +122,18 @@ fn start_again(cluster: &mut LocalCluster, ended: LocalError) -> Result<(), Fail
 fn await_whole(cluster: &mut LocalCluster, stop: &AtomicBool) -> Result<(), Failure> {
     let server = ServerArgs { addr: cluster.addresses(0).http.to_string(), timeout_ms: 10_000 }.server();
     let until = Instant::now() + WHOLE_MAX;
-    let mut is_set = false;
+    let all = cluster.len() as u64;
     while !stop.load(Ordering::Relaxed) {
         cluster.check().map_err(failed)?;
         let status = server.get("/v1/cluster")?.body;
         let nodes = status["nodes"].as_array().map_or(0, Vec::len) as u64;
         let replicas = status["services"][0]["replicas"].as_u64();
-        if !is_set && replicas == Some(1) && nodes > 1 {
-            let path = format!("/v1/cluster/services/kv/dial?replicas={}", nodes.min(REPLICAS));
+        if replicas == Some(1) && all > 1 && nodes >= all {
+            let path = format!("/v1/cluster/services/kv/dial?replicas={}", all.min(REPLICAS));
             server.post(&path, "", &[])?;
         }
-        is_set = true;
         let problems = status["problems"].as_array().map_or(0, Vec::len);
-        if replicas != Some(1) && problems == 0 || cluster.len() == 1 {
+        if all == 1 || replicas.is_some_and(|replicas| replicas > 1) && problems == 0 {
             return Ok(());
         }
         if Instant::now() > until {

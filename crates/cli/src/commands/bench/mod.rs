@@ -130,10 +130,7 @@ impl BenchArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
-    stop::on_signal(|| {
-        cluster::kill_all();
-        Room::remove_all()
-    })?;
+    stop::on_signal(|| Room::remove_all())?;
     measure(args, json).inspect_err(|_| Room::await_end())
 }
 

@@ -2,8 +2,7 @@
 //! connection, and many that share two.
 
 use super::figures::Report;
-use super::http::child;
-use super::native_load::Loaded;
+use super::native_load::{Operation, load};
 use super::room::Room;
 use super::{BenchArgs, failed};
 use crate::failure::Failure;
@@ -23,18 +22,11 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
         .open()
         .map_err(|error| failed("open a node")(&error))?;
     let address = node.native_address().map(|address| address.to_string()).unwrap_or_default();
-    let load = |callers: u32, connections: u32, seconds: u64| -> Result<Loaded, Failure> {
-        let numbers = [callers.to_string(), connections.to_string(), seconds.to_string()];
-        let [callers, connections, seconds] = numbers.each_ref().map(String::as_str);
-        let options =
-            ["--address", &address, "--callers", callers, "--connections", connections, "--seconds", seconds];
-        child(&[&["native-load"][..], &options[..]].concat())
-    };
-    load(64, SHARED, args.seconds.min(2))?;
+    load(&address, Operation::Write, (64, SHARED), args.seconds.min(2))?;
     for (callers, connections) in [(1, 1), (64, 64), (256, 256), (64, SHARED), (256, SHARED)] {
         let (mut rates, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..args.rounds {
-            let answers = load(callers, connections, args.seconds)?;
+            let answers = load(&address, Operation::Write, (callers, connections), args.seconds)?;
             rates.push(answers.answered as f64 / answers.seconds);
             p50.push(answers.p50_ms);
             p99.push(answers.p99_ms);

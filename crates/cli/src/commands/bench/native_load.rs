@@ -2,6 +2,7 @@
 
 use super::callers::runtime;
 use super::figures::quantile;
+use super::http::child;
 use super::{BenchArgs, failed};
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -93,6 +94,30 @@ impl Calls {
 
 /// The staleness of an answer, if it has one.
 type Outcome = Result<Option<Duration>, CallError<Never>>;
+
+/// Loads nodes from a child process. A comma separates their addresses.
+pub(super) fn load(
+    addresses: &str,
+    operation: Operation,
+    (callers, connections): (u32, u32),
+    seconds: u64,
+) -> Result<Loaded, Failure> {
+    let numbers = [callers.to_string(), connections.to_string(), seconds.to_string()];
+    let [callers, connections, seconds] = numbers.each_ref().map(String::as_str);
+    child(&[
+        "native-load",
+        "--address",
+        addresses,
+        "--operation",
+        operation.name(),
+        "--callers",
+        callers,
+        "--connections",
+        connections,
+        "--seconds",
+        seconds,
+    ])
+}
 
 /// Loads nodes from this process.
 pub(super) fn run_child(args: &BenchArgs) -> Result<(), Failure> {

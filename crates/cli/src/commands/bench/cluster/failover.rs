@@ -82,7 +82,7 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) ->
     let places = nodes.settled(2)?;
     let leader = nodes.leader();
     let leads = |node: usize| places.iter().filter(|place| place.primary == node).count();
-    let candidates = (0..3).filter(|node| match fault {
+    let candidates = (0..nodes.len()).filter(|node| match fault {
         Fault::Kill | Fault::Stop => Some(*node) != leader,
         Fault::KillLeader => Some(*node) == leader,
     });
@@ -92,7 +92,7 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) ->
     let calls = Calls::begin(runtime, nodes, victim, &places)?;
     std::thread::sleep(BEFORE);
     let at = match fault {
-        Fault::Kill | Fault::KillLeader => nodes.kill(victim),
+        Fault::Kill | Fault::KillLeader => nodes.kill(victim)?,
         Fault::Stop => nodes.pause(victim)?,
     };
     let answered = calls.until_all(at);

@@ -8,14 +8,13 @@ use super::figures::{DialRow, Goal, Report, median};
 use super::http::child;
 use super::load::Answers;
 use super::native::{SHARED, clients};
-use super::native_load::{Loaded, Operation, VALUE_BYTES};
+use super::native_load::{Operation, VALUE_BYTES, load};
 use super::room::Room;
 use super::usage::process_seconds_of;
 use super::{BenchArgs, failed};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use nodes::Nodes;
-pub(super) use nodes::kill_all;
 use std::thread;
 
 const WORKLOAD: &str = "cluster";
@@ -47,15 +46,14 @@ struct Target<'a> {
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> {
     if !args.connect.is_empty() {
         let target = Target { args, addresses: args.connect.join(","), pids: Vec::new() };
-        target.load(Operation::Write, 64, SHARED, args.seconds.min(2))?;
+        load(&target.addresses, Operation::Write, (64, SHARED), args.seconds.min(2))?;
         target.writes(report, "")?;
         return target.reads(report);
     }
     let room = Room::new(args)?;
     let mut nodes = Nodes::start(room.path(), SHARDS, args.node_threads)?;
-    let pids = (0..3).map(|node| nodes.pid(node)).collect();
-    let target = Target { args, addresses: nodes.native().join(","), pids };
-    target.load(Operation::Write, 64, SHARED, args.seconds.min(2))?;
+    let target = Target { args, addresses: nodes.native().join(","), pids: nodes.pids() };
+    load(&target.addresses, Operation::Write, (64, SHARED), args.seconds.min(2))?;
     let majority = target.writes(report, "")?;
     target.reads(report)?;
     target.http(report, &nodes.http().join(","))?;
@@ -104,31 +102,6 @@ fn row(acks: &'static str, writes: &[Medians; 3], stale: Medians, loss: &'static
 }
 
 impl Target<'_> {
-    /// Loads the cluster from a child process.
-    fn load(
-        &self,
-        operation: Operation,
-        callers: u32,
-        connections: u32,
-        seconds: u64,
-    ) -> Result<Loaded, Failure> {
-        let numbers = [callers.to_string(), connections.to_string(), seconds.to_string()];
-        let [callers, connections, seconds] = numbers.each_ref().map(String::as_str);
-        child(&[
-            "native-load",
-            "--address",
-            &self.addresses,
-            "--operation",
-            operation.name(),
-            "--callers",
-            callers,
-            "--connections",
-            connections,
-            "--seconds",
-            seconds,
-        ])
-    }
-
     /// Measures writes with all clients, and returns the medians of those on their own connections.
     fn writes(&self, report: &mut Report, dial: &str) -> Result<[Medians; 3], Failure> {
         let mut own = [Medians::default(); 3];
@@ -170,7 +143,7 @@ impl Target<'_> {
         let seconds = || self.pids.iter().map(|pid| process_seconds_of(*pid)).sum::<f64>();
         for _ in 0..self.args.rounds {
             let before = seconds();
-            let loaded = self.load(operation, callers, connections, self.args.seconds)?;
+            let loaded = load(&self.addresses, operation, (callers, connections), self.args.seconds)?;
             used.push((seconds() - before) * 1e6 / loaded.answered as f64);
             rates.push(loaded.answered as f64 / loaded.seconds);
             p50.push(loaded.p50_ms);
@@ -199,8 +172,8 @@ impl Target<'_> {
         for _ in 0..self.args.rounds {
             let seconds = self.args.seconds;
             let (read, written) = thread::scope(|scope| {
-                let writes = scope.spawn(|| self.load(Operation::Write, 64, 64, seconds));
-                let reads = self.load(Operation::Stale, READERS, READERS, seconds);
+                let writes = scope.spawn(|| load(&self.addresses, Operation::Write, (64, 64), seconds));
+                let reads = load(&self.addresses, Operation::Stale, (READERS, READERS), seconds);
                 (reads, writes.join())
             });
             written.map_err(|_| failed("load the cluster")(&"a thread panicked"))??;

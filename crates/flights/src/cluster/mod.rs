@@ -1,11 +1,14 @@
 //! Runs the application on several nodes while they are killed, paused and cut off, and checks all of its guarantees.
 
+mod outcome;
+mod view;
+
 use crate::audit::Compared;
-use crate::callers::{Book, Caller, Callers, DEADLINE, Reads, misgiven, worst_wait_ms};
+use crate::callers::{Book, Caller, Callers, misgiven, worst_wait_ms};
+use crate::code::Code;
 use crate::error::ConductError;
 use crate::life::LifeError;
 use crate::offline;
-use crate::passengers::Verdict;
 use crate::protocol::Counts;
 use crate::reader::{Flights, OnMalformed};
 use crate::runs;
@@ -13,8 +16,7 @@ use crate::services::{
     Aircraft, Airport, Carrier, DESKS, Desk, FEEDER, FeedRequest, Feeder, Passengers, Position, Source,
     desk_of,
 };
-use crate::totals::{AircraftTotals, Difference, Totals};
-use serde::{Deserialize, Serialize};
+use crate::totals::Totals;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -24,6 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stead_local::{LocalCluster, Options};
+use view::{ShardView, View};
+
+pub use outcome::{Fault, FaultKind, Outcome};
 
 /// Replicas of each shard.
 const REPLICAS: u8 = 3;
@@ -37,9 +42,6 @@ const CALM: Duration = Duration::from_millis(500);
 
 /// Interval at which the cluster is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// Entries by which a replica may be behind in a cluster that is whole: they are on their way.
-const LAG_MAX: u64 = 1_000;
 
 /// Threads that read the totals.
 const READERS: usize = 8;
@@ -64,37 +66,6 @@ pub fn prepare(runs: &Path, input: Option<&Path>, on_malformed: OnMalformed) -> 
     let name = format!("runs-{}-{:016x}", std::process::id(), fastrand::u64(..));
     let path = runs.join(name);
     runs::record_to(&path).map_err(|error| format!("cannot write {}: {error}", path.display()))
-}
-
-/// A fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultKind {
-    /// A node is killed with SIGKILL, and started again.
-    Kill,
-    /// A node is stopped with SIGSTOP, and continues when others have replaced it.
-    Pause,
-    /// A node is cut off from all others, and joins them again.
-    Cut,
-}
-
-/// A fault that was done to the cluster, and what followed.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Fault {
-    /// Its kind.
-    pub kind: FaultKind,
-    /// The node.
-    pub node: u32,
-    /// The shards that the node led.
-    pub led: usize,
-    /// The shards of these that another node led afterwards.
-    pub moved: usize,
-    /// The longest time from the notice of the failure until another node led one of them, in milliseconds.
-    pub failover_ms: f64,
-    /// The time from the fault until the cluster was whole again, in milliseconds.
-    pub healed_ms: f64,
-    /// The longest wait of a request that was under way in that time, in milliseconds.
-    pub worst_wait_ms: f64,
 }
 
 /// Settings of a run.
@@ -147,165 +118,6 @@ pub enum Event<'a> {
     Comparing,
 }
 
-/// The result of a run.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Number of nodes.
-    pub nodes: u16,
-    /// Number of shards.
-    pub shards: usize,
-    /// Rows that were fed.
-    pub rows: u64,
-    /// The totals according to the processes.
-    pub totals: Totals,
-    /// The difference to the expected totals.
-    pub difference: Difference,
-    /// The clients' requests, compared with the final state.
-    pub requests: Verdict,
-    /// Requests that were made.
-    pub begun: u64,
-    /// Requests that were not answered within [`DEADLINE`], and the reason of the last one.
-    pub unanswered: (u64, Option<String>),
-    /// Boarding numbers that were given to two passengers, or to none.
-    pub misgiven: u64,
-    /// The median time of a request, in milliseconds.
-    pub usual_wait_ms: f64,
-    /// The clients' reads.
-    pub reads: Reads,
-    /// The handler runs, compared with the logs.
-    pub compared: Compared,
-    /// The faults.
-    pub faults: Vec<Fault>,
-}
-
-impl Outcome {
-    /// Returns the number of lost requests and rows.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.difference.missing + self.requests.lost
-    }
-
-    /// Returns the number of requests and rows that were applied twice.
-    #[must_use]
-    pub fn doubled(&self) -> u64 {
-        self.difference.extra + self.requests.doubled + self.compared.doubled
-    }
-
-    /// Returns whether all totals equal those of the straightforward computation.
-    #[must_use]
-    pub fn totals_match(&self) -> bool {
-        self.difference.is_none()
-    }
-
-    /// Returns the share of requests that were answered in time.
-    #[must_use]
-    pub fn accepted_share(&self) -> f64 {
-        share(self.begun - self.unanswered.0, self.begun)
-    }
-
-    /// Returns the share of answers that the final state confirms.
-    #[must_use]
-    pub fn right_share(&self) -> f64 {
-        let wrong = self.requests.lost + self.requests.doubled + self.misgiven;
-        share(self.requests.answers.saturating_sub(wrong), self.requests.answers)
-    }
-
-    /// Returns the reasons for which the run proves nothing, or the opposite. Empty if all is as promised.
-    #[must_use]
-    pub fn violations(&self) -> Vec<String> {
-        let mut violations = Vec::new();
-        let mut check = |holds: bool, what: String| {
-            if !holds {
-                violations.push(what);
-            }
-        };
-        check(self.lost() == 0, format!("{} lost", self.lost()));
-        check(self.doubled() == 0, format!("{} applied twice", self.doubled()));
-        check(self.totals_match(), "the totals differ".to_owned());
-        check(self.compared.holds(), format!("handler runs: {:?}", self.compared));
-        let (unanswered, reason) = &self.unanswered;
-        let reason = reason.as_deref().unwrap_or("no reason");
-        let seconds = DEADLINE.as_secs();
-        check(*unanswered == 0, format!("{unanswered} requests had no answer within {seconds} s: {reason}"));
-        check(
-            self.misgiven == 0,
-            format!("{} boarding numbers were given twice, or left out", self.misgiven),
-        );
-        check(self.requests.answered > 0, "no request was answered".to_owned());
-        check(self.reads.hold(), format!("reads: {:?}", self.reads));
-        for fault in &self.faults {
-            let Fault { kind, node, led, moved, .. } = fault;
-            let what =
-                format!("{kind:?} of node {node}: other nodes led {moved} of its {led} shards afterwards");
-            check(*led > 0 && moved == led, what);
-        }
-        violations
-    }
-}
-
-fn share(part: u64, all: u64) -> f64 {
-    if all == 0 { 0.0 } else { part as f64 / all as f64 }
-}
-
-/// The cluster as one of its nodes sees it.
-#[derive(Debug, Deserialize)]
-struct View {
-    leader: Option<u32>,
-    is_balancing: bool,
-    nodes: Vec<NodeView>,
-    shards: Vec<ShardView>,
-    failovers: Vec<FailoverView>,
-}
-
-#[derive(Debug, Deserialize)]
-struct NodeView {
-    state: String,
-    votes: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct ShardView {
-    shard: u32,
-    is_active: bool,
-    primary: Option<u32>,
-    members: Vec<u32>,
-    lags: Vec<LagView>,
-}
-
-#[derive(Debug, Deserialize)]
-struct LagView {
-    entries: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct FailoverView {
-    shard: u32,
-    epoch: u64,
-    from: Option<u32>,
-    duration_us: Option<u64>,
-}
-
-impl View {
-    /// Whether all nodes work, and each shard has all of its replicas, which hold all but what is on its way.
-    fn is_whole(&self, nodes: usize) -> bool {
-        let replicas = nodes.min(usize::from(REPLICAS));
-        let is_well = |node: &NodeView| node.votes && node.state == "up";
-        let is_stored = |shard: &ShardView| shard.lags.iter().all(|lag| lag.entries <= LAG_MAX);
-        self.leader.is_some()
-            && !self.is_balancing
-            && self.nodes.len() == nodes
-            && self.nodes.iter().all(is_well)
-            && self.shards.iter().all(|shard| {
-                let others = shard.lags.len() + 1;
-                shard.is_active && shard.members.len() == replicas && others == replicas && is_stored(shard)
-            })
-    }
-
-    fn led_by(&self, node: u32) -> BTreeSet<u32> {
-        self.shards.iter().filter(|shard| shard.primary == Some(node)).map(|shard| shard.shard).collect()
-    }
-}
-
 /// Runs the application on these flights, which must be those that the nodes feed from.
 ///
 /// # Errors
@@ -344,13 +156,8 @@ pub fn conduct(
     let expected = Totals::of(&flights.rows);
     let totals = run.totals(flights, &expected)?;
     let passengers = run.passengers()?;
-    let counts = Counts {
-        aircraft: expected.aircraft.count,
-        airport: expected.airports.len() as u64,
-        carrier: expected.carriers.len() as u64,
-    };
     let mut difference = totals.difference(&expected);
-    difference.sums += u64::from(processes != counts);
+    difference.sums += u64::from(processes != Counts::of(&expected));
     for (fault, (from, until)) in &mut faults {
         fault.worst_wait_ms = worst_wait_ms(&waits, *from, *until);
     }
@@ -571,48 +378,29 @@ impl Conductor<'_> {
 
     /// Reads the totals of all processes that should be there.
     fn totals(&self, flights: &Flights, expected: &Totals) -> Result<Totals, ConductError> {
-        let mut totals = Totals::default();
-        let carriers: Vec<_> = expected.carriers.keys().copied().collect();
-        for (code, carrier) in self.read::<Carrier>(&carriers)? {
-            if carrier.flights > 0 {
-                totals.carriers.insert(code, carrier);
-            }
-        }
-        let airports: Vec<_> = expected.airports.keys().copied().collect();
-        for (code, airport) in self.read::<Airport>(&airports)? {
-            if airport.departures + airport.arrivals > 0 {
-                totals.airports.insert(code, airport);
-            }
-        }
-        let tails: BTreeSet<_> = flights.rows.iter().filter_map(|row| row.tail).collect();
-        let tails: Vec<_> = tails.into_iter().collect();
-        for (_, Aircraft { legs, distance_miles }) in self.read::<Aircraft>(&tails)? {
-            let all = totals.aircraft;
-            totals.aircraft = AircraftTotals {
-                count: all.count + u64::from(legs > 0),
-                legs: all.legs + legs,
-                distance_miles: all.distance_miles + distance_miles,
-            };
-        }
-        Ok(totals)
+        Ok(Totals::of_processes(
+            self.read::<Carrier>(expected.carriers.keys())?,
+            self.read::<Airport>(expected.airports.keys())?,
+            self.read::<Aircraft>(&flights.tails())?,
+        ))
     }
 
     /// Reads processes, with some threads.
-    fn read<P>(&self, keys: &[P::Key]) -> Result<Vec<(P::Key, P::Answer)>, ConductError>
+    fn read<'a, P>(
+        &self,
+        keys: impl IntoIterator<Item = &'a Code>,
+    ) -> Result<Vec<(Code, P::Answer)>, ConductError>
     where
-        P: stead::Process<Query = ()>,
-        P::Key: Clone + Send + Sync,
-        P::Answer: Send,
+        P: stead::Process<Key = Code, Query = (), Answer: Send>,
     {
+        let keys: Vec<Code> = keys.into_iter().copied().collect();
         let chunk = keys.len().div_ceil(READERS).max(1);
         let parts: Vec<Result<Vec<_>, String>> = std::thread::scope(|scope| {
             let threads: Vec<_> = keys
                 .chunks(chunk)
                 .map(|keys| {
                     let mut caller = self.main.clone();
-                    scope.spawn(move || {
-                        keys.iter().map(|key| Ok((key.clone(), caller.query::<P>(key)?))).collect()
-                    })
+                    scope.spawn(move || keys.iter().map(|key| Ok((*key, caller.query::<P>(key)?))).collect())
                 })
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("a reader does not panic")).collect()

@@ -113,6 +113,8 @@ enum Kind {
     Read,
     Change,
     Sync,
+    /// A sync of the directory with the marks of checks.
+    SyncOfMarks,
 }
 
 /// The refusals of a life, which its disk counts.
@@ -137,19 +139,14 @@ impl Counter {
 
     /// Notes the result of a sync of a path.
     pub(crate) fn note_sync<T>(&self, path: &str, result: io::Result<T>) -> io::Result<T> {
-        let result = self.count(Area::of(path), Kind::Sync, result);
-        if result.as_ref().is_err_and(|error| error.raw_os_error().is_some() && !is_full(error))
-            && is_of_marks(path)
-        {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).marks += 1;
-        }
-        result
+        let kind = if is_of_marks(path) { Kind::SyncOfMarks } else { Kind::Sync };
+        self.count(Area::of(path), kind, result)
     }
 
     fn count<T>(&self, area: Area, kind: Kind, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result {
             let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Refusals { short, syncs, reads, faults, .. } = &mut *refusals;
+            let Refusals { short, syncs, reads, faults, marks } = &mut *refusals;
             match error {
                 error if is_crash(error) => {}
                 error if is_full(error) => short[area as usize] += 1,
@@ -160,6 +157,10 @@ impl Counter {
                         Kind::Read => reads,
                         Kind::Change => faults,
                         Kind::Sync => syncs,
+                        Kind::SyncOfMarks => {
+                            *marks += 1;
+                            syncs
+                        }
                     };
                     failed[area as usize] += 1;
                 }

@@ -106,7 +106,7 @@ impl Cluster {
         let is_lost = result.is_err();
         let is_answer = result.as_ref().is_ok_and(|answer| answer.result.is_ok());
         let asks_again = !self.is_calm && one_in(&mut self.rng, 6);
-        let is_over = self.clients.hear(call, result, &mut self.model, self.now, asks_again)?;
+        let is_over = self.clients.hear((client, call), result, &mut self.model, self.now, asks_again)?;
         if !is_over && (is_answer || is_lost && self.rng.bool()) {
             // A session is open now, the client asks once more, or it turns to another node.
             self.send_call(client, true);

@@ -211,20 +211,17 @@ impl Clients {
         Some((call, Ask::Request { shard, request }))
     }
 
-    /// Handles the result of a try. Returns whether the write is over.
+    /// Handles the result of a client's try that still counts. Returns whether the write is over.
     pub(super) fn hear(
         &mut self,
-        call: u64,
+        (at, call): (usize, u64),
         result: Result<Answer, NoAnswer>,
         model: &mut Model,
         now: u64,
         asks_again: bool,
     ) -> Result<bool, Violation> {
-        let Some(at) = self.tries.get(&call).copied() else { return Ok(false) };
         let client = &mut self.all[at];
-        let Some(pending) = client.pending.as_mut().filter(|pending| pending.call == call) else {
-            return Ok(false);
-        };
+        let pending = client.pending.as_mut().expect("only tries of a write without an answer count");
         let session = client.sessions.get_mut(&pending.shard);
         let (reply, point) = match result.map(|answer| (point_of(&answer), answer.result)) {
             Ok((point, Ok(Reply::Ok(reply)))) => (reply, point),

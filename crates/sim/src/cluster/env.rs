@@ -21,7 +21,7 @@ pub(super) const SERVICE: &str = "lists";
 /// Number of processes that clients call, and of those that get messages.
 pub(super) const PROCESSES: u32 = 8;
 /// One in this many requests sends a message.
-pub(super) const SENDS: u32 = 2;
+const SENDS: u32 = 2;
 
 thread_local! {
     static STAND: RefCell<Stand> = RefCell::default();

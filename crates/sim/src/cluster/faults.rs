@@ -90,13 +90,11 @@ impl Cluster {
 
     pub(super) fn power_cut(&mut self, at: usize, start: u64) -> Outcome {
         let machine = &self.machines[at];
-        if machine.starts == start && machine.is_up() && !machine.is_replaced && !self.is_calm {
-            machine.disk.crash();
-            self.marks.hit(ClusterMark::PowerCut);
-            self.fall(at)?;
-            self.comes_back(at);
+        if machine.starts != start || !machine.is_up() || self.is_calm {
+            return Ok(());
         }
-        Ok(())
+        machine.disk.crash();
+        self.lose_power(at)
     }
 
     /// A node has lost its power.

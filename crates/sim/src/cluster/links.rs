@@ -35,7 +35,7 @@ impl Links {
     /// Whether one end knows that there is no connection.
     fn is_closed(&self, at: usize, peer: usize) -> bool {
         let (link, end) = link(at, peer);
-        self.broken.get(&link).is_some_and(|told| told[end])
+        self.broken.get(&link).is_some_and(|known| known[end])
     }
 
     pub(super) fn is_broken(&self, at: usize, peer: usize) -> bool {
@@ -74,8 +74,8 @@ impl Cluster {
     /// An end of a broken connection hears of it, unless it has.
     pub(super) fn closed(&mut self, at: usize, peer: usize) {
         let (link, end) = link(at, peer);
-        let Some(told) = self.links.broken.get_mut(&link).filter(|told| !told[end]) else { return };
-        told[end] = true;
+        let Some(known) = self.links.broken.get_mut(&link).filter(|known| !known[end]) else { return };
+        known[end] = true;
         if let Some(running) = &self.machines[at].life {
             running.parts.shared.peer_closed(node_id(peer));
             self.heed(at);

@@ -220,16 +220,12 @@ impl Plane {
             }
             28..36 if self.dials.change => {
                 let dial = self.dials.draw(self.size, rng);
-                self.set_dial(dial);
+                let (service, expected) = (ServiceId(0), self.state.dials()[0]);
+                self.proposals.push(Command::SetDial { service, expected, dial });
             }
             36..38 => self.proposals.push(Command::SetBalancing { is_balancing: rng.bool() }),
             _ => {}
         }
-    }
-
-    pub(super) fn set_dial(&mut self, dial: Dial) {
-        let (service, expected) = (ServiceId(0), self.state.dials()[0]);
-        self.proposals.push(Command::SetDial { service, expected, dial });
     }
 
     /// Whether a command does not commit: it begins an epoch that could not end any more without an operator, for disks were replaced

@@ -2,7 +2,7 @@
 //! after each kill, not the system's own reports.
 
 use crate::runs::{ProcessName, Run, Service};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A log entry on the disk: its process, epoch and index.
 pub type Place = (ProcessName, (u64, u64));
@@ -139,9 +139,9 @@ pub struct Compared {
     pub recomputed: u64,
     /// Further entries of causes that have one.
     pub doubled: u64,
-    /// Runs whose entry was not stored by enough nodes before its node lost its place. Another run took theirs.
+    /// Runs whose entry was not stored by enough nodes before its node lost its place. An entry of a later epoch took theirs.
     pub unkept: u64,
-    /// Causes that were run, and have no entry: nothing is proved about them.
+    /// Causes that were run, and have no entry, nor has another one taken its place: nothing is proved about them.
     pub unproved: u64,
 }
 
@@ -153,6 +153,16 @@ impl Compared {
         for run in runs {
             causes.entry((run.process, run.cause)).or_default().push(run.place);
         }
+        let mut firsts: HashMap<ProcessName, BTreeMap<u64, u64>> = HashMap::new();
+        for (process, (epoch, index)) in kept {
+            let first = firsts.entry(*process).or_default().entry(*epoch).or_insert(*index);
+            *first = (*first).min(*index);
+        }
+        // A later epoch began at or before this index of an earlier one, whose entry is therefore in no log that counts.
+        let is_replaced = |process: &ProcessName, (epoch, index): (u64, u64)| {
+            let mut later = firsts.get(process).into_iter().flat_map(|firsts| firsts.range(epoch + 1..));
+            later.any(|(_, first)| *first <= index)
+        };
         let mut compared = Self { runs: runs.len() as u64, ..Self::default() };
         for ((process, _), mut places) in causes {
             places.sort_unstable();
@@ -160,7 +170,12 @@ impl Compared {
             its.dedup();
             its.retain(|place| kept.contains(&(process, *place)));
             let Some(&first) = its.first() else {
-                compared.unproved += 1;
+                // What a deposed node gave itself to do, such as a timer, may be gone with its entry.
+                if places.iter().all(|place| is_replaced(&process, *place)) {
+                    compared.unkept += places.len() as u64;
+                } else {
+                    compared.unproved += 1;
+                }
                 continue;
             };
             let before = places.iter().filter(|place| **place < first).count();

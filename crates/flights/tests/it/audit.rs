@@ -121,6 +121,19 @@ fn a_run_on_top_of_its_entry_is_recomputed_work_whether_it_is_kept_or_not() {
 }
 
 #[test]
+fn a_cause_that_went_with_the_epoch_that_gave_it_is_not_unproved() {
+    // Cut off, the node of epoch 1 runs its own timers 12 and 13; the next one ends the work with 11.
+    let runs = [run_in(1, 1, 10), run_in(1, 2, 11), run_in(1, 3, 12), run_in(1, 4, 13), run_in(2, 3, 11)];
+    let compared = Compared::of(&runs, &kept(&[(1, 1), (2, 3)]));
+    assert_eq!(compared, Compared { runs: 5, unkept: 3, ..Compared::default() });
+    assert!(compared.holds());
+    // Before the place at which the later epoch began, an entry must be there.
+    let lost =
+        Compared::of(&[run_in(1, 1, 10), run_in(1, 2, 11), run_in(2, 3, 12)], &kept(&[(1, 1), (2, 3)]));
+    assert_eq!(lost, Compared { runs: 3, unproved: 1, ..Compared::default() });
+}
+
+#[test]
 fn a_run_without_an_entry_proves_nothing() {
     let compared = Compared::of(&[run_in(1, 1, 10)], &kept(&[]));
     assert_eq!(compared, Compared { runs: 1, unproved: 1, ..Compared::default() });

@@ -38,7 +38,7 @@ pub(crate) struct Copies {
 #[derive(Default)]
 pub(crate) struct CopyRequests {
     /// Number of those that are not answered.
-    open: usize,
+    pub(super) open: usize,
     /// The checkpoint that is being copied, if it existed when that began.
     reads: Option<CheckpointNumber>,
 }

@@ -131,7 +131,10 @@ impl World {
         let running = node.running_checkpoint();
         let rests = self.checkpoints_rest();
         let mut text = format!(
-            "{full}checkpoint {running:?}, at rest {rests}; calls {:?} wait;",
+            "{full}checkpoint {running:?}, at rest {rests} ({} wanted, {} copies wanted, due {:?}); calls {:?} wait;",
+            node.checkpoints.wanted,
+            node.copy_requests.open,
+            node.due,
             self.clients.pending_calls()
         );
         for shard in node.shards() {

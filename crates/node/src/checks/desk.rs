@@ -5,6 +5,7 @@ use crate::checkpoint::{CheckpointReply, CheckpointReport, Pin, failed, skipped}
 use crate::checks::CheckMarks;
 use crate::status::CheckStatus;
 use std::collections::{BTreeSet, VecDeque};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::ids::{CheckpointNumber, Micros, Time};
@@ -25,15 +26,26 @@ pub(crate) struct CheckJob {
 }
 
 impl CheckJob {
-    pub(super) fn answer(self, results: &[CheckResult]) {
-        let Self { mut report, replies, pin, .. } = self;
-        drop(pin);
+    pub(super) fn answer(mut self, results: &[CheckResult]) {
+        self.answer_all(results);
+    }
+
+    fn answer_all(&mut self, results: &[CheckResult]) {
+        drop(self.pin.take());
+        let mut report = self.report.clone();
         report.check = CheckOutcome::of(results.iter().map(CheckResult::outcome));
         report.failed_checks = failed(results);
         report.skipped_checks = skipped(results);
-        for reply in replies {
+        for reply in mem::take(&mut self.replies) {
             reply.send(Ok(report.clone()));
         }
+    }
+}
+
+/// A panic in the part that runs the checks may drop a job: then its callers get the report of a checkpoint that is not checked.
+impl Drop for CheckJob {
+    fn drop(&mut self) {
+        self.answer_all(&[]);
     }
 }
 
@@ -253,6 +265,7 @@ mod tests {
     use crate::checkpoint::CheckpointFailure;
     use crate::reply::Reply;
     use crate::shared::tests::check_desk;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use stead_core::ids::Incarnation;
@@ -275,11 +288,7 @@ mod tests {
         }
     }
 
-    /// Its pin may wait for a deletion, which syncs a directory; others look at the desk meanwhile.
-    #[test]
-    fn a_checkpoint_that_is_not_checked_any_more_is_dropped_after_the_lock() {
-        let desk = Arc::new(check_desk(1));
-        desk.part_begins();
+    fn job(replies: Vec<CheckpointReply>) -> CheckJob {
         let manifest = Manifest {
             cluster: None,
             incarnation: Incarnation(1),
@@ -305,10 +314,43 @@ mod tests {
             failed_checks: Vec::new(),
             skipped_checks: Vec::new(),
         };
+        CheckJob { manifest, report, replies, pin: None }
+    }
+
+    /// Its pin may wait for a deletion, which syncs a directory; others look at the desk meanwhile.
+    #[test]
+    fn a_checkpoint_that_is_not_checked_any_more_is_dropped_after_the_lock() {
+        let desk = Arc::new(check_desk(1));
+        desk.part_begins();
         let was_free: Arc<AtomicBool> = Arc::default();
         let replies: Vec<CheckpointReply> = vec![Box::new(Dropped(Arc::clone(&desk), Arc::clone(&was_free)))];
-        assert!(desk.offer(CheckJob { manifest, report, replies, pin: None }));
+        assert!(desk.offer(job(replies)));
         desk.stop();
         assert!(was_free.load(Ordering::Relaxed));
+    }
+
+    struct Answered(Arc<Mutex<Option<CheckOutcome>>>);
+
+    impl Reply<Result<CheckpointReport, CheckpointFailure>> for Answered {
+        fn send(self: Box<Self>, result: Result<CheckpointReport, CheckpointFailure>) {
+            *self.0.lock().unwrap() = result.ok().map(|report| report.check);
+        }
+
+        fn is_gone(&self) -> bool {
+            false
+        }
+    }
+
+    /// The part has taken the checkpoint from the desk, and panics while it stores the results.
+    #[test]
+    fn the_callers_of_a_checkpoint_whose_checks_end_in_a_panic_are_answered() {
+        let answer: Arc<Mutex<_>> = Arc::default();
+        let running = job(vec![Box::new(Answered(Arc::clone(&answer)))]);
+        let panic = catch_unwind(AssertUnwindSafe(move || {
+            let _running = running;
+            resume_unwind(Box::new("on purpose"));
+        }));
+        assert!(panic.is_err());
+        assert_eq!(*answer.lock().unwrap(), Some(CheckOutcome::NotChecked));
     }
 }

@@ -36,7 +36,8 @@ impl Ask {
 /// The session of a client with a shard.
 struct Session {
     id: SessionId,
-    is_open: bool,
+    /// The last entry that the first answer to its opening includes; `None` before that.
+    opened: Option<LogPoint>,
     last: RequestNumber,
     /// It has the replies up to this one.
     confirmed: RequestNumber,
@@ -142,7 +143,7 @@ impl Clients {
             *last_session += 1;
             Session {
                 id: SessionId(*last_session),
-                is_open: false,
+                opened: None,
                 last: RequestNumber(0),
                 confirmed: RequestNumber(0),
             }
@@ -203,7 +204,7 @@ impl Clients {
         self.tries.insert(call, at);
         pending.call = call;
         if let Identity::Session { session, .. } = pending.identity
-            && client.sessions.get(&shard).is_some_and(|session| !session.is_open)
+            && client.sessions.get(&shard).is_some_and(|session| session.opened.is_none())
         {
             return Some((call, Ask::Open { shard, session }));
         }
@@ -225,13 +226,24 @@ impl Clients {
         let session = client.sessions.get_mut(&pending.shard);
         let (reply, point) = match result.map(|answer| (point_of(&answer), answer.result)) {
             Ok((point, Ok(Reply::Ok(reply)))) => (reply, point),
-            Ok((_, Err(Refusal::UnknownSession(_)))) if model.has_losses() => {
+            Ok((_, Err(Refusal::UnknownSession(id))))
+                if session.as_ref().is_some_and(|session| {
+                    let is_lost = session.opened.is_some_and(|opened| model.has_lost(pending.shard, opened));
+                    session.id == id && is_lost
+                }) =>
+            {
                 // Its opening was answered before it was committed, and is lost with all that came after.
                 let (shard, number) = (pending.shard, pending.number);
                 client.sessions.remove(&shard);
                 let identity = self.next_in_session(at, shard);
                 let pending = self.all[at].pending.as_mut().filter(|pending| pending.number == number);
                 pending.expect("it was found above").identity = identity;
+                return Ok(false);
+            }
+            // Its call came twice, and the client has a new session since.
+            Ok((_, Err(Refusal::UnknownSession(id))))
+                if session.as_ref().is_none_or(|session| session.id != id) =>
+            {
                 return Ok(false);
             }
             Ok((
@@ -248,8 +260,8 @@ impl Clients {
             Ok((_, Ok(Reply::Err(_)) | Err(_))) | Err(_) => return Ok(false),
         };
         if let (Identity::Session { .. }, Some(session)) = (&pending.identity, session) {
-            if !session.is_open {
-                session.is_open = true;
+            if session.opened.is_none() {
+                session.opened = Some(point);
                 return Ok(false);
             }
             session.confirmed = session.last;

@@ -68,11 +68,6 @@ impl Model {
         kept.map(|(_, count)| *count).chain([floor.committed]).max().unwrap_or_default()
     }
 
-    /// Whether any answer may be lost in this run.
-    pub(super) fn has_losses(&self) -> bool {
-        self.judge.left_early > 0
-    }
-
     fn note_floor(&mut self, now: u64, process: &str) {
         let floor = self.floor(process);
         self.judge.floors.entry(process.to_owned()).or_default().push((now, floor));

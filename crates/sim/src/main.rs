@@ -47,8 +47,9 @@ enum Command {
         #[arg(long)]
         keep_going: bool,
     },
-    /// Plant every bug in turn, and print the number of seeds until the check of an invariant that it breaks has caught it,
-    /// and in how many of them another check has found something.
+    /// Plant every bug in turn, of one node and of clusters of three, and print the number of seeds until the check of an invariant
+    /// that it breaks has caught it, and in how many of them another check has found something. The line of a bug ends with the
+    /// command that repeats it.
     Bugs {
         /// Maximum number of seeds for one bug.
         #[arg(long, default_value_t = 400)]
@@ -183,31 +184,57 @@ fn run_bugs(first: u64, seeds: u64) -> ExitCode {
     // Some bugs end in a panic: the table shows its message.
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = 0;
-    print(format_args!("{:<22} {:>6} {:>6} {:>6}  found as", "bug", "breaks", "seeds", "others"));
+    print(format_args!("{:<25} {:>15} {:>6} {:>6}  found as", "bug", "breaks", "seeds", "others"));
     for &bug in Bug::ALL {
-        let breaks = bug.breaks().iter().map(u8::to_string).collect::<Vec<_>>().join(",");
-        // A violation of another invariant shows nothing about the check of this one.
-        let mut others = 0;
-        let found = (0..seeds).find_map(|n| {
-            let config = Config { seed: first.wrapping_add(n), events: 2000, bug: Some(bug), trace: false };
-            let failure = run(config).err()?;
-            let is_it = bug.is_shown_by(&failure.violation);
-            others += u64::from(!is_it);
-            is_it.then_some((n + 1, failure))
+        let is_read = plant(bug.name(), bug.breaks(), (first, seeds), &mut missed, |seed| {
+            let failure = run(Config { seed, events: BUG_EVENTS, bug: Some(bug), trace: false }).err()?;
+            Some((bug.is_shown_by(&failure.violation), failure.to_string()))
         });
-        let name = bug.name();
-        missed += u32::from(found.is_none());
-        let is_read = match found {
-            Some((n, failure)) => {
-                print(format_args!("{name:<22} {breaks:>6} {n:>6} {others:>6}  {}", failure.violation))
-            }
-            None => print(format_args!(
-                "{name:<22} {breaks:>6} {seeds:>6} {others:>6}  NOT CAUGHT from seed {first}"
-            )),
-        };
         if !is_read {
-            break;
+            return ExitCode::FAILURE;
+        }
+    }
+    for bug in ClusterBug::ALL {
+        let config = ClusterConfig { seed: 0, nodes: 3, events: BUG_EVENTS, bug: Some(bug), trace: false };
+        let is_read = plant(bug.name(), bug.breaks(), (first, seeds), &mut missed, |seed| {
+            let failure = run_cluster(ClusterConfig { seed, ..config }).err()?;
+            Some((bug.is_shown_by(&failure.violation), failure.to_string()))
+        });
+        if !is_read {
+            return ExitCode::FAILURE;
         }
     }
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Events of a run with a planted bug before its faults end.
+const BUG_EVENTS: u64 = 2000;
+
+/// Runs seeds with a planted bug until the check of an invariant that it breaks finds it, and prints the result. `run` returns the
+/// failure of a seed, and whether it shows the bug: a violation of another invariant shows nothing about the check of this one.
+/// Returns false if the reader of standard output is gone.
+fn plant(
+    name: &str,
+    breaks: &[u8],
+    (first, seeds): (u64, u64),
+    missed: &mut u32,
+    mut run: impl FnMut(u64) -> Option<(bool, String)>,
+) -> bool {
+    let breaks = breaks.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
+    let mut others = 0;
+    let found = (0..seeds).find_map(|n| {
+        let (is_it, failure) = run(first.wrapping_add(n))?;
+        others += u64::from(!is_it);
+        // The message of a panic may have its backtrace.
+        is_it.then(|| (n + 1, failure.lines().next().unwrap_or_default().to_owned()))
+    });
+    match found {
+        Some((n, failure)) => print(format_args!("{name:<25} {breaks:>15} {n:>6} {others:>6}  {failure}")),
+        None => {
+            *missed += 1;
+            print(format_args!(
+                "{name:<25} {breaks:>15} {seeds:>6} {others:>6}  NOT CAUGHT from seed {first}"
+            ))
+        }
+    }
 }

@@ -1,5 +1,12 @@
 //! Mistakes that are planted around the nodes of a cluster, to show that the checks find them.
 
+use super::plane::Dials;
+use crate::violation::Violation;
+use stead_core::commit_tracker::EpochConfig;
+use stead_core::ids::{Life, Micros};
+use stead_core::replication::epoch::{EpochRecord, Seal};
+use stead_core::replication::table::Losses;
+
 /// A planted bug of a cluster's shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClusterBug {
@@ -17,11 +24,21 @@ pub enum ClusterBug {
     TrimmedTooFar,
     /// A snapshot counts whose last entry is not committed: a takeover may cut what the replica can never give up again.
     UncommittedSnapshot,
+    /// A primary counts fewer acknowledgements than the record of its epoch says (section 1 of the design).
+    AcksChange,
+    /// The record of an epoch does not name the losses of those before it (rule 19).
+    LossUnannounced,
+    /// A member answers a seal while its lease lasts (rule 21).
+    LeaseIgnored,
+    /// A replica whose disk was replaced keeps its number: its node counts its lives on (rule 3).
+    WipedVoter,
+    /// A primary goes on in its epoch after a restart (rule 11).
+    RestartedPrimary,
 }
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 12] = [
         Self::StoredBeforeSync,
         Self::RetryWithoutIdentity,
         Self::MessagesBeforeLog,
@@ -29,6 +46,11 @@ impl ClusterBug {
         Self::ForwardedWithoutIdentity,
         Self::TrimmedTooFar,
         Self::UncommittedSnapshot,
+        Self::AcksChange,
+        Self::LossUnannounced,
+        Self::LeaseIgnored,
+        Self::WipedVoter,
+        Self::RestartedPrimary,
     ];
 
     /// Returns its name on the command line.
@@ -42,6 +64,45 @@ impl ClusterBug {
             Self::ForwardedWithoutIdentity => "forwarded-without-identity",
             Self::TrimmedTooFar => "trimmed-too-far",
             Self::UncommittedSnapshot => "uncommitted-snapshot",
+            Self::AcksChange => "acks-change",
+            Self::LossUnannounced => "loss-unannounced",
+            Self::LeaseIgnored => "lease-ignored",
+            Self::WipedVoter => "wiped-voter",
+            Self::RestartedPrimary => "restarted-primary",
+        }
+    }
+
+    /// Changes a seal on its way to a member.
+    pub(super) fn spoil_seal(self, seal: &mut Seal) {
+        if self == Self::LeaseIgnored {
+            seal.lease = Micros(0);
+        }
+    }
+
+    /// Changes the record of an epoch on its way to the primary, whose process has a life.
+    pub(super) fn spoil_record(self, record: &mut EpochRecord, life: Life) {
+        match self {
+            Self::AcksChange => {
+                let config = &record.config;
+                let (epoch, members) = (config.epoch(), config.members().to_vec());
+                let acks = config.acks().min(members.len() / 2 + 1);
+                record.config =
+                    EpochConfig::parse(epoch, members, acks, config.primary()).expect("fewer acks");
+            }
+            Self::LossUnannounced => record.losses = Losses::default(),
+            // The control plane waits for the lease in its record, too, which would hide the bug.
+            Self::LeaseIgnored => record.lease = record.lease.times(20),
+            Self::RestartedPrimary => record.life = life,
+            _ => {}
+        }
+    }
+
+    /// Draws more of what meets the bug.
+    pub(super) fn bend(self, dials: &mut Dials) {
+        match self {
+            Self::LossUnannounced => (dials.are_asynchronous, dials.lease_max) = (true, 40),
+            Self::LeaseIgnored => (dials.are_asynchronous, dials.lease_max) = (true, 60),
+            _ => {}
         }
     }
 
@@ -58,6 +119,16 @@ impl ClusterBug {
             Self::TrimmedTooFar => &[2, 17],
             // 0: the replica that trims its log behind it ends its node.
             Self::UncommittedSnapshot => &[0, 1, 2, 14],
+            Self::AcksChange | Self::WipedVoter => &[2],
+            // Who misses the answer first: a read, a retry, or the check of what is committed.
+            Self::LossUnannounced => &[4, 6, 7],
+            Self::LeaseIgnored => &[4, 6],
+            Self::RestartedPrimary => &[1],
         }
+    }
+    /// Whether a violation is of an invariant that it breaks: the failure of another one shows nothing about its check.
+    #[must_use]
+    pub fn is_shown_by(self, violation: &Violation) -> bool {
+        self.breaks().contains(&violation.invariant)
     }
 }

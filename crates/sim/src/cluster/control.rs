@@ -2,13 +2,14 @@
 
 use super::network::DELAY;
 use super::node::{at_of, node_id};
-use super::{CONTROL, Cluster, Event, Outcome};
+use super::{CONTROL, Cluster, ClusterBug, Event, Outcome};
 use crate::profile::one_in;
 use std::collections::BTreeSet;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::{Fact, Hello, NodeReport, PeerReport, Request};
 use stead_core::control::node::DiskState;
 use stead_core::ids::{Micros, ReplicaId, ShardId};
+use stead_core::replication::table::Losses;
 use stead_core::shard_replica::Input;
 
 /// A node whose replicas have no news reports once in so many steps of the control plane.
@@ -33,7 +34,10 @@ impl Cluster {
         self.connect();
         let now = self.now;
         let requests = self.plane.step(now, &mut self.rng, &self.void, &mut self.marks)?;
-        for (shard, record) in self.plane.begun.drain(..) {
+        for (shard, mut record) in self.plane.begun.drain(..) {
+            if self.bug == Some(ClusterBug::LossUnannounced) {
+                record.losses = Losses::default();
+            }
             self.model.note_record(shard, &record);
         }
         let max_lag = self.plane.state.dials()[0].max_lag;
@@ -118,17 +122,30 @@ impl Cluster {
             Request::Seal { node, .. } | Request::Lead { node, .. } | Request::Delete { node, .. } => *node,
         };
         let at = at_of(node);
+        if let (Some(ClusterBug::RestartedPrimary), Request::Lead { .. }) = (self.bug, &request)
+            && self.machines[at].life.is_some()
+            && one_in(&mut self.rng, 4)
+        {
+            // It shows only if the log has none of the epoch's entries, but another replica does.
+            self.cut_power_within(at, 4);
+        }
         let Some(running) = self.machines[at].life.as_ref().filter(|_| !self.is_deaf(at)) else {
             return Ok(());
         };
         let shared = &running.parts.shared;
         match request {
             Request::Seal { seals, .. } => {
-                for (shard, replica, seal) in seals {
+                for (shard, replica, mut seal) in seals {
+                    if let Some(bug) = self.bug {
+                        bug.spoil_seal(&mut seal);
+                    }
                     shared.push_replica_of(shard, replica, Input::Seal(seal));
                 }
             }
-            Request::Lead { shard, record, learners, max_lag, .. } => {
+            Request::Lead { shard, mut record, learners, max_lag, .. } => {
+                if let Some(bug) = self.bug {
+                    bug.spoil_record(&mut record, running.life());
+                }
                 let primary = record.config.primary();
                 shared.push_replica_of(shard, primary, Input::Lead { record, learners, max_lag });
             }

@@ -1,9 +1,10 @@
 //! The lives of nodes, and the faults that end them, hold them up, or take their disks.
 
 use super::node::Running;
-use super::{Cluster, ClusterMark, Event, Outcome, env};
+use super::{Cluster, ClusterBug, ClusterMark, Event, Outcome, env};
 use crate::profile::one_in;
 use crate::violation::Violation;
+use stead_core::control::facts::Request;
 use stead_core::ids::Micros;
 use stead_node::NoAnswer;
 
@@ -21,7 +22,7 @@ impl Cluster {
             self.machines[at].disk.crash_after(operations);
         }
         let machine = &mut self.machines[at];
-        let entered = machine.enter();
+        let entered = machine.enter(self.bug);
         if machine.disk.is_crashed() {
             return self.crash_in_recovery(at);
         }
@@ -54,7 +55,21 @@ impl Cluster {
         self.take_seen(at, seen)?;
         self.begin(at)?;
         self.follow_routes(at);
-        Ok(())
+        if self.bug == Some(ClusterBug::RestartedPrimary) { self.lead_again(at) } else { Ok(()) }
+    }
+
+    /// Plants the bug: a node that comes back leads its epochs again.
+    fn lead_again(&mut self, at: usize) -> Outcome {
+        let node = self.machines[at].id;
+        let max_lag = self.plane.state.dials()[0].max_lag;
+        let led = self.plane.state.shards().filter(|(_, record)| record.primary_node() == Some(node));
+        let led = led.map(|(shard, record)| {
+            let (record, learners) =
+                (Box::new(record.history().newest().clone()), record.learners().collect());
+            Request::Lead { node, shard, record, learners, max_lag }
+        });
+        let led: Vec<Request> = led.collect();
+        led.into_iter().try_for_each(|request| self.obey(request))
     }
 
     fn crash_in_recovery(&mut self, at: usize) -> Outcome {
@@ -118,18 +133,13 @@ impl Cluster {
             0 if is_up => {
                 self.marks.hit(ClusterMark::Killed);
                 self.fall(at)?;
-                if one_in(&mut self.rng, 4) {
+                let of = if self.bug == Some(ClusterBug::WipedVoter) { 1 } else { 4 };
+                if one_in(&mut self.rng, of) {
                     self.lose_disk(at);
                 }
                 self.comes_back(at);
             }
-            1 if is_up => {
-                let operations = self.random(30);
-                let machine = &self.machines[at];
-                machine.disk.crash_after(operations);
-                let start = machine.starts;
-                self.at(50_000, Event::PowerCut(at, start));
-            }
+            1 if is_up => self.cut_power_within(at, 30),
             2 | 3 if is_up => self.pause(at),
             4..8 => {
                 let size = self.machines.len();
@@ -147,6 +157,15 @@ impl Cluster {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The power of a node is cut within so many operations of its disk.
+    pub(super) fn cut_power_within(&mut self, at: usize, operations: u64) {
+        let operations = self.random(operations);
+        let machine = &self.machines[at];
+        machine.disk.crash_after(operations);
+        let start = machine.starts;
+        self.at(50_000, Event::PowerCut(at, start));
     }
 
     /// A node stands still for a while.

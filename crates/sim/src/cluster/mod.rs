@@ -104,7 +104,10 @@ impl Cluster {
     fn new(seed: u64, size: usize, bug: Option<ClusterBug>) -> Self {
         let mut rng = Rng::with_seed(seed);
         let shards = rng.usize(1..=4);
-        let dials = Dials { are_asynchronous: rng.bool(), change: rng.bool() };
+        let mut dials = Dials { are_asynchronous: rng.bool(), change: rng.bool(), lease_max: 200 };
+        if let Some(bug) = bug {
+            bug.bend(&mut dials);
+        }
         let dial = dials.draw(size, &mut rng);
         let mut topology = Topology::new(INCARNATION);
         topology.ensure(SERVICE, shards as u32).expect("the only service");

@@ -187,15 +187,20 @@ impl Machine {
     }
 
     /// Begins a life, which is counted, as a node of a cluster does before the control plane knows of it.
-    pub(super) fn enter(&mut self) -> Result<(), DataDirError> {
+    pub(super) fn enter(&mut self, bug: Option<ClusterBug>) -> Result<(), DataDirError> {
         self.starts += 1;
         let disk = LifeDisk::new(self.disk.clone(), Syncs::Honest, Removals::Honest);
         let alive = Alive(disk.alive());
         let (id, log) = (self.id, u64::from(self.id.0));
         let fresh = || Meta::new(CLUSTER, INCARNATION, id, log);
         let (mut dir, created) = DataDir::open(Arc::new(disk), fresh)?;
-        let life = dir.begin_life()?;
-        let start = start_id(self.id, self.starts);
+        let lives = match bug {
+            Some(ClusterBug::WipedVoter) => self.starts,
+            _ => 0,
+        };
+        let life = dir.begin_life_with(|meta| meta.lives = meta.lives.max(lives))?;
+        let is_unnoticed = bug == Some(ClusterBug::RestartedPrimary) && !self.is_replaced;
+        let start = start_id(self.id, if is_unnoticed { 1 } else { self.starts });
         self.entering = Some(Entering { alive, dir, created, start, life });
         Ok(())
     }

@@ -75,6 +75,8 @@ pub(super) struct Dials {
     /// W may be below S.
     pub(super) are_asynchronous: bool,
     pub(super) change: bool,
+    /// The longest lease, in milliseconds.
+    pub(super) lease_max: u64,
 }
 
 impl Dials {
@@ -86,7 +88,7 @@ impl Dials {
         Dial {
             replicas: replicas as u8,
             acks: Acks::Count(acks as u8),
-            lease: millis(rng.u64(20..200)),
+            lease: millis(rng.u64(20..self.lease_max)),
             max_lag: millis(rng.u64(50..1_000)),
             ..Dial::default()
         }

@@ -4,7 +4,8 @@ use super::env::{self, Seen};
 use super::model::Followed;
 use super::network::DELAY;
 use super::node::at_of;
-use super::{Cluster, ClusterMark, Event, Outcome};
+use super::{Cluster, ClusterBug, ClusterMark, Event, Outcome};
+use crate::profile::one_in;
 use crate::violation::Violation;
 use stead_core::ids::ReplicaId;
 use stead_node::{PartId, PeerMessage, Started, Turned};
@@ -124,6 +125,11 @@ impl Cluster {
         }
         if let Some(call) = unanswered.first() {
             return Err(Violation::new(17, format!("call {call} was dropped by a node that goes on")));
+        }
+        if self.bug == Some(ClusterBug::StoredBeforeSync) && !answers.is_empty() && one_in(&mut self.rng, 30)
+        {
+            let start = self.machines[at].starts;
+            self.at(1, Event::PowerCut(at, start));
         }
         for (call, result) in answers {
             let delay = self.random(DELAY);

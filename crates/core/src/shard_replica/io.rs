@@ -298,6 +298,8 @@ pub struct ReplicaSettings {
     pub stream: crate::replication::stream::StreamLimits,
     /// Bytes of committed entries that are kept in memory for peers: older ones are read from the log.
     pub tail_bytes: u64,
+    /// Bytes of entries that a backup applies with one input, besides an entry; the next ones with a tick.
+    pub apply_bytes: u64,
     /// The span after which an idle primary sends its commit index.
     pub heartbeat: Micros,
     /// The greatest age of an entry that is not committed, in an epoch that answers early: above it clients are refused.
@@ -306,7 +308,7 @@ pub struct ReplicaSettings {
 
 impl Default for ReplicaSettings {
     /// Windows of 4 MiB in frames of 256 KiB; a peer is slow that lags by 64 MiB, or without progress for 5 s; 4 MiB of committed
-    /// entries in memory; a heartbeat every 100 ms; an asynchronous service's backups lag by up to 10 s.
+    /// entries in memory; 256 KiB applied at once; a heartbeat every 100 ms; an asynchronous service's backups lag by up to 10 s.
     fn default() -> Self {
         let stream = crate::replication::stream::StreamLimits {
             window: 4 << 20,
@@ -317,6 +319,7 @@ impl Default for ReplicaSettings {
         Self {
             stream,
             tail_bytes: 4 << 20,
+            apply_bytes: 256 << 10,
             heartbeat: Micros::from_millis(100),
             max_lag: Micros::from_secs(10),
         }

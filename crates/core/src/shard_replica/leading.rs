@@ -209,7 +209,7 @@ impl ShardReplica {
         if std::mem::take(&mut self.takes_snapshot) {
             state.end_snapshot();
         }
-        if let Err(misfit) = self.tail.apply_to(&mut state, record.base.index) {
+        if let Err(misfit) = self.tail.apply_to(&mut state, record.base.index, u64::MAX) {
             return self.give_up(misfit, &mut out.replica);
         }
         let mut shard = Shard::new(state, self.topology.clone(), self.shard_settings.clone());
@@ -693,8 +693,9 @@ mod tests {
         topology.ensure("list", 1).unwrap();
         let (name, base) = (ReplicaName { id: ReplicaId(1), life: Life(1) }, LogPoint::default());
         let limits = StreamLimits { window: 100, frame: 100, lag_max: 100, stall_max: Micros(100) };
-        let settings =
-            ReplicaSettings { stream: limits, tail_bytes: 0, heartbeat: Micros(100), max_lag: Micros(100) };
+        let (heartbeat, max_lag) = (Micros(100), Micros(100));
+        let standard = ReplicaSettings::default();
+        let settings = ReplicaSettings { stream: limits, tail_bytes: 0, heartbeat, max_lag, ..standard };
         let recovery = Recovery::new(State::new(ShardId(0)));
         let mut replica = ShardReplica::new(
             name,

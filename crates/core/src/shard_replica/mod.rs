@@ -293,6 +293,8 @@ impl ShardReplica {
     pub fn deadline(&self) -> Option<Time> {
         let leading = match &self.role {
             Role::Leads(leading) => leading.deadline(),
+            // More is committed than one input applies.
+            Role::Follows(state) if Some(state.position().index) < self.appliable() => Some(Time(0)),
             Role::Follows(_) | Role::Rebuilds => None,
         };
         self.replica.wakes_at().into_iter().chain(leading).min()
@@ -610,6 +612,12 @@ impl ShardReplica {
         out.push(Effect::Rebuild { number: self.rebuilds, from: self.tail.before().min(upto), upto });
     }
 
+    /// Returns the index up to which the state is to be applied, and can be from memory; `None` unless it follows a primary.
+    fn appliable(&self) -> Option<Index> {
+        let follows = matches!(self.role, Role::Follows(_)) && !self.lacks_entries(Index(u64::MAX));
+        follows.then(|| self.replica.commit())
+    }
+
     /// Whether entries up to an index that the state lacks were left in the log at the start.
     fn lacks_entries(&self, upto: Index) -> bool {
         let end = self.tail.before().min(upto);
@@ -661,20 +669,21 @@ impl ShardReplica {
             }
             return;
         }
-        match &mut self.role {
+        let applied = match &mut self.role {
             Role::Follows(state) => {
-                if let Err(misfit) = self.tail.apply_to(state, commit) {
+                if let Err(misfit) = self.tail.apply_to(state, commit, self.settings.apply_bytes) {
                     return self.give_up(misfit, out);
                 }
                 if state.position().index == commit {
                     self.applied = commit;
                     self.replica.handle_applied(commit);
                 }
+                commit.min(state.position().index)
             }
-            Role::Leads(_) => {}
+            Role::Leads(_) => commit,
             Role::Rebuilds => return,
-        }
-        self.tail.trim(commit, self.settings.tail_bytes);
+        };
+        self.tail.trim(applied, self.settings.tail_bytes);
     }
 }
 

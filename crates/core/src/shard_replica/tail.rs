@@ -58,12 +58,13 @@ impl Tail {
         self.items.truncate((keep.0 - self.before.0) as usize);
     }
 
-    /// Applies the entries up to an index to a state.
+    /// Applies the entries up to an index to a state, until they have so many bytes together.
     ///
     /// # Errors
     /// [`Misfit`] if one does not follow; the state is then unusable.
-    pub(super) fn apply_to(&mut self, state: &mut State, upto: Index) -> Result<(), Misfit> {
-        while state.position().index < upto {
+    pub(super) fn apply_to(&mut self, state: &mut State, upto: Index, bytes_max: u64) -> Result<(), Misfit> {
+        let begun = self.bytes_to(state.position().index.min(upto));
+        while state.position().index < upto && self.bytes_to(state.position().index) - begun < bytes_max {
             let next = state.position().index.next();
             state.apply(self.take(next).expect("what is not applied is in memory"))?;
         }

@@ -44,11 +44,14 @@ fn replica(id: ReplicaId, log: &[LogEntry]) -> ShardReplica {
 }
 
 fn started(id: ReplicaId, recovery: Recovery) -> ShardReplica {
+    // Nothing committed stays in memory.
+    started_as(id, recovery, ReplicaSettings { tail_bytes: 0, apply_bytes: u64::MAX, ..SETTINGS })
+}
+
+fn started_as(id: ReplicaId, recovery: Recovery, settings: ReplicaSettings) -> ShardReplica {
     let mut topology = Topology::new(Incarnation(1));
     topology.ensure("list", 1).unwrap();
     let name = ReplicaName { id, life: Life(1) };
-    // Nothing committed stays in memory.
-    let settings = ReplicaSettings { tail_bytes: 0, ..SETTINGS };
     ShardReplica::new(name, recovery, Grants::new(), Arc::new(topology), Settings::default(), settings)
 }
 
@@ -259,6 +262,23 @@ fn the_state_of_a_lone_primary_whose_log_is_cut_is_folded_anew() {
     asks(&give(&mut replica, append(TWO, 2, at(2, 3), 3, &[])), (2, 3));
     give(&mut replica, rebuilt(2, &entries[..2]));
     assert_eq!(replica.committed_state().map(|state| state.position().index), Some(Index(3)));
+}
+
+/// So that a backup which catches up does not hold the other shards of its worker.
+#[test]
+fn a_backup_applies_a_slice_of_what_is_committed_and_the_rest_with_ticks_17() {
+    let entries = log(&[1, 2, 3, 4, 5, 6]);
+    let settings = ReplicaSettings { tail_bytes: 0, apply_bytes: 1, ..SETTINGS };
+    let mut replica = started_as(ONE, recovery(&[]), settings);
+    give_and_sync(&mut replica, append(TWO, 6, LogPoint::default(), 0, &entries));
+    assert_eq!(replica.deadline(), None);
+    give(&mut replica, append(TWO, 6, at(6, 6), 6, &[]));
+    let applied = |replica: &ShardReplica| replica.committed_state().unwrap().position().index.0;
+    for index in 1..6 {
+        assert_eq!((applied(&replica), replica.deadline()), (index, Some(Time(0))));
+        give(&mut replica, Input::Tick);
+    }
+    assert_eq!((applied(&replica), replica.deadline()), (6, None));
 }
 
 #[test]

@@ -53,6 +53,7 @@ pub(crate) const SETTINGS: ReplicaSettings = ReplicaSettings {
     stream: StreamLimits { window: 2_000, frame: 700, lag_max: 1 << 20, stall_max: Micros(1 << 40) },
     // A few entries: older ones are read from the log.
     tail_bytes: 600,
+    apply_bytes: 200,
     heartbeat: Micros::from_millis(10),
     max_lag: Micros::from_millis(200),
 };

@@ -4,7 +4,7 @@ use crate::checkpoint::{FailedCheck, SkippedCheck};
 use crate::memory::MemoryStatus;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use stead_core::ids::TaskId;
+use stead_core::ids::{Index, ReplicaId, TaskId};
 use stead_core::placement::Place;
 use stead_core::record::TaskHead;
 use stead_core::shard_replica::ShardReplica;
@@ -138,6 +138,9 @@ pub struct BackupStatus {
     pub replica: u64,
     /// The last entry that it is known to have stored.
     pub stored: u64,
+    /// Whether it lags by more than 64 MiB, or has stored nothing more of what it lacks for 5 s.
+    #[serde(default)]
+    pub is_slow: bool,
 }
 
 /// A shard that is not on this node.
@@ -294,7 +297,12 @@ pub(crate) fn shard_status(replica: &ShardReplica, service: &str) -> ShardStatus
         ..ShardStatus::default()
     };
     let backups = replica.backups();
-    status.backups = backups.map(|(id, stored)| BackupStatus { replica: id.0, stored: stored.0 }).collect();
+    let backup = |(id, stored, is_slow): (ReplicaId, Index, bool)| BackupStatus {
+        replica: id.0,
+        stored: stored.0,
+        is_slow,
+    };
+    status.backups = backups.map(backup).collect();
     if let Some(state) = replica.state() {
         let kept = state.kept();
         let tasks = state.tasks().iter().filter_map(|&task| {

@@ -63,6 +63,7 @@ pub struct Stream {
     in_flight: VecDeque<(Index, u64)>,
     /// The time of the last progress, or at which the peer lacked nothing.
     progress: Time,
+    is_slow: bool,
 }
 
 impl Stream {
@@ -78,6 +79,7 @@ impl Stream {
             acked: Index(0),
             in_flight: VecDeque::new(),
             progress: now,
+            is_slow: false,
         }
     }
 
@@ -213,14 +215,21 @@ impl Stream {
         self.mode == Mode::Flow && bytes_to(last) - bytes_to(self.acked) <= self.limits.window
     }
 
-    /// Whether the peer is slow: it lags by more than the bound, or makes no progress. It should become a learner.
-    pub fn is_slow(&mut self, now: Time, last: Index, bytes_to: impl Fn(Index) -> u64) -> bool {
+    /// Looks whether the peer is slow, of whose primary `last` is the last entry. Must be called from time to time.
+    pub fn look(&mut self, now: Time, last: Index, bytes_to: impl Fn(Index) -> u64) {
         if self.acked >= last {
-            self.progress = now;
-            return false;
+            (self.progress, self.is_slow) = (now, false);
+            return;
         }
         let lag = bytes_to(last) - bytes_to(self.acked);
-        lag > self.limits.lag_max || now.since(self.progress) >= self.limits.stall_max
+        self.is_slow = lag > self.limits.lag_max || now.since(self.progress) >= self.limits.stall_max;
+    }
+
+    /// Whether the peer was slow at the last [`Self::look`]: it lagged by more than the bound, or made no progress. It should become a
+    /// learner.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.is_slow
     }
 }
 
@@ -353,13 +362,17 @@ mod tests {
 
     #[test]
     fn a_peer_without_progress_or_far_behind_is_slow() {
+        fn is_slow(stream: &mut Stream, now: u64, last: u64) -> bool {
+            stream.look(Time(now), Index(last), bytes_to);
+            stream.is_slow()
+        }
         let mut stream = flowing();
-        assert!(!stream.is_slow(Time(500), Index(1), bytes_to), "it lacks nothing");
-        assert!(!stream.is_slow(Time(549), Index(2), bytes_to));
-        assert!(stream.is_slow(Time(550), Index(2), bytes_to));
+        assert!(!is_slow(&mut stream, 500, 1), "it lacks nothing");
+        assert!(!is_slow(&mut stream, 549, 2));
+        assert!(is_slow(&mut stream, 550, 2));
         stream.handle_ack(Time(550), Epoch(2), Index(2));
-        assert!(!stream.is_slow(Time(551), Index(52), bytes_to));
-        assert!(stream.is_slow(Time(551), Index(53), bytes_to));
+        assert!(!is_slow(&mut stream, 551, 52));
+        assert!(is_slow(&mut stream, 551, 53));
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Leading {
         &mut self,
         now: Now,
         replica: &Replica,
+        tail: &Tail,
         settings: &ReplicaSettings,
         out: &mut Vec<Effect>,
     ) {
@@ -130,7 +131,9 @@ impl Leading {
             return;
         }
         self.beats_at = now.steady.plus(settings.heartbeat);
-        for (&to, stream) in &self.streams {
+        let last = replica.table().last().index;
+        for (&to, stream) in &mut self.streams {
+            stream.look(now.steady, last, |index| tail.bytes_to(index));
             if let Some(head) = stream.heartbeat(replica.table(), self.shard.commit()) {
                 out.push(send_append(to, head, None, Vec::new()));
             }

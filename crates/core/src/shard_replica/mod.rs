@@ -272,11 +272,12 @@ impl ShardReplica {
         streams.filter(|(id, _)| !members.contains(id)).map(move |(id, stream)| (*id, close(stream)))
     }
 
-    /// Returns the other replicas to which it sends its log while it leads, and the last entry that each is known to have stored.
-    pub fn backups(&self) -> impl Iterator<Item = (ReplicaId, Index)> {
+    /// Returns the other replicas to which it sends its log while it leads, the last entry that each is known to have stored, and whether it
+    /// was slow at the last heartbeat ([`Stream::is_slow`]).
+    pub fn backups(&self) -> impl Iterator<Item = (ReplicaId, Index, bool)> {
         let leading = if let Role::Leads(leading) = &self.role { Some(leading) } else { None };
         let streams = leading.into_iter().flat_map(|leading| leading.streams());
-        streams.map(|(id, stream)| (*id, stream.acked()))
+        streams.map(|(id, stream)| (*id, stream.acked(), stream.is_slow()))
     }
 
     /// Returns the oldest snapshot that is on its way to a peer: the log must not be trimmed behind it. `None` if none is.
@@ -458,7 +459,7 @@ impl ShardReplica {
             Input::Tick => {
                 self.replica.handle_tick(now.steady, &mut actions);
                 if let Role::Leads(leading) = &mut self.role {
-                    leading.beat(now, &self.replica, &self.settings, &mut out.replica);
+                    leading.beat(now, &self.replica, &self.tail, &self.settings, &mut out.replica);
                     self.run_shard(now, shard::Input::Tick, handler, out);
                 }
             }

@@ -157,6 +157,9 @@ pub(super) struct BackupStatus {
     replica: u64,
     /// The last entry that it is known to have stored.
     stored: u64,
+    /// Whether it lags by more than 64 MiB, or has stored nothing more of what it lacks for 5 s.
+    #[schema(required = false)]
+    is_slow: bool,
 }
 
 /// The wall clock.
@@ -448,7 +451,7 @@ mod tests {
     }
 
     fn shard() -> stead::ShardStatus {
-        let backups = vec![stead::BackupStatus { replica: 2, stored: 9 }];
+        let backups = vec![stead::BackupStatus { replica: 2, stored: 9, is_slow: true }];
         stead::ShardStatus { clock_ahead_micros: -1, tasks: vec![task()], backups, ..Default::default() }
     }
 

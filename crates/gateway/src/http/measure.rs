@@ -262,7 +262,7 @@ const SHARD_CLOCKS: [Figure<ShardStatus>; 2] = [
     }),
 ];
 
-const SHARD_GAUGES: [Figure<ShardStatus>; 12] = [
+const SHARD_GAUGES: [Figure<ShardStatus>; 13] = [
     ("shard_records", "Records of all kinds", |shard| shard.records),
     ("shard_records_bytes", "Bytes of the records, keys included", |shard| shard.records_bytes),
     ("shard_outbox_messages", "Messages sent and not yet acknowledged", |shard| shard.outbox_messages),
@@ -275,6 +275,9 @@ const SHARD_GAUGES: [Figure<ShardStatus>; 12] = [
     ("shard_kept_bytes", "Bytes of replies that are kept for retries", |shard| shard.kept_bytes),
     ("shard_timers", "Timers that have not fired", |shard| shard.timers),
     ("shard_waiting_bytes", "Bytes of timers and tasks", |shard| shard.waiting_bytes),
+    ("shard_slow_replicas", "Replicas on other nodes that lag far, or store nothing more", |shard| {
+        shard.backups.iter().filter(|backup| backup.is_slow).count() as u64
+    }),
 ];
 
 fn encode_shards(shards: &[ShardStatus], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -100,7 +100,7 @@ pub(crate) fn sample_commands() -> Vec<Command> {
         Command::SetDial { service: ServiceId(0), expected: dial, dial: Dial { replicas: 1, ..dial } },
         Command::Start {
             node: NodeId(3),
-            expected: Life(1),
+            expected: StartId(3),
             life: Life(2),
             start: StartId(9),
             disk: DiskState::Doubtful,
@@ -118,7 +118,8 @@ pub(crate) fn sample_messages() -> (Vec<Fact>, Vec<Request>) {
     let (node, shard, replica) = (NodeId(2), ShardId(0), ReplicaId(1));
     let start = StartId(9);
     let addresses = vec!["n2:1".to_owned()];
-    let hello = Hello { node: Some(node), life: Life(2), start, disk: DiskState::Whole, addresses };
+    let (disk, earlier) = (DiskState::Whole, vec![StartId(8)]);
+    let hello = Hello { node: Some(node), life: Life(2), start, disk, addresses, earlier };
     let peers = vec![PeerReport { node: NodeId(1), silent: Micros(3), is_closed: true }];
     let shards = vec![ShardReport {
         shard,

@@ -271,6 +271,8 @@ struct Body {
     epoch_floor: u64,
     log_id: String,
     log_created: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    starts: Vec<String>,
     services: Vec<Service>,
 }
 

@@ -185,7 +185,7 @@ pub fn enter(
     if dir.meta().log_created && !dir.meta().has_control && !options.join.is_empty() {
         return Err(EnterError::NotOfCluster);
     }
-    dir.begin_life()?;
+    dir.begin_start(start)?;
     let membership = begin(&mut dir, clock, &options, start)?;
     let (until, mut ends) = (clock.steady().plus(options.wait.into()), None);
     loop {
@@ -193,7 +193,11 @@ pub fn enter(
             None => {
                 let newest = membership.plane.newest();
                 let replicas = newest.state.replicas_on(membership.node);
-                dir.update(|meta| meta.services = ServiceMeta::all_of(newest.state.topology()))?;
+                // Before the data change: from now on an older copy of the directory lacks this start.
+                dir.update(|meta| {
+                    meta.services = ServiceMeta::all_of(newest.state.topology());
+                    meta.starts = vec![start];
+                })?;
                 return Ok(Entered { dir, created, replicas, membership });
             }
             Some(_) if !goes_on() => return Err(EnterError::Stopped),
@@ -223,6 +227,7 @@ fn open_directory(
             start,
             disk: DiskState::Whole,
             addresses: options.addresses.to_texts(),
+            earlier: Vec::new(),
         };
         let joined = join(&options.join, &hello, &**clock, options.wait.into(), goes_on)?;
         if let Joined::Done { cluster, incarnation, node, services } = joined {
@@ -271,6 +276,7 @@ fn begin(
         start,
         disk: DiskState::Whole,
         addresses: options.addresses.to_texts(),
+        earlier: meta.earlier_starts().to_vec(),
     };
     let links = Links::new(tcp, local, node);
     let driver = Driver::new(settings::Settings::default());

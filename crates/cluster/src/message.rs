@@ -172,6 +172,7 @@ mod tests {
             start: StartId(7),
             disk: DiskState::Whole,
             addresses: vec!["127.0.0.1:1".to_owned()],
+            earlier: vec![StartId(6)],
         };
         let facts = vec![Fact::Closed(NodeId(2)), Fact::Hello(hello.clone())];
         let orders = vec![

@@ -294,10 +294,6 @@ impl<N: Network> ClusterPart<N> {
             self.followed = Some(newest.applied);
             self.directory.follow(&newest.state);
             let own = newest.state.nodes().get(&self.node);
-            if own.is_some_and(|own| own.start != self.hello.start && own.life >= self.hello.life) {
-                // A later life of this node has been there: this directory is an older copy.
-                self.hello.disk = stead_core::control::node::DiskState::Lost;
-            }
             let was_registered = self.is_registered;
             self.is_registered = own.is_some_and(|record| record.start == self.hello.start);
             if was_registered && !self.is_registered {

@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
+use stead_core::control::facts::Hello;
+use stead_core::control::node::StartId;
 use stead_core::ids::{ClusterId, Epoch, Incarnation, Life, NodeId, ShardId};
 use stead_core::topology::Topology;
 
@@ -53,9 +55,15 @@ pub struct Meta {
     /// Whether the node has had the control plane's files: from then on, none means that they were lost, and the node
     /// must not found a cluster again.
     pub has_control: bool,
+    /// In a cluster, the starts of a node here: from the last one on that is known to be registered with the control plane, each one
+    /// since. So an older copy of the directory shows by what it lacks, however often it was started.
+    pub starts: Vec<StartId>,
     /// The services and their shards.
     pub services: Vec<ServiceMeta>,
 }
+
+/// Greatest number of [`Meta::starts`].
+const STARTS_MAX: usize = Hello::EARLIER_MAX + 1;
 
 impl Meta {
     /// Creates the metadata of a new data directory, before the first life in it. `cluster` and `log_id` are drawn at random.
@@ -72,8 +80,24 @@ impl Meta {
             clean: false,
             restoring: false,
             has_control: false,
+            starts: Vec::new(),
             services: Vec::new(),
         }
+    }
+
+    /// Returns the starts before the newest one.
+    #[must_use]
+    pub fn earlier_starts(&self) -> &[StartId] {
+        self.starts.split_last().map_or(&[], |(_, earlier)| earlier)
+    }
+
+    /// Notes a start that begins. Beyond the limit one of the middle is forgotten: the first ones and the last ones are those that the
+    /// control plane may have registered last.
+    fn note_start(&mut self, start: StartId) {
+        if self.starts.len() >= STARTS_MAX {
+            self.starts.remove(STARTS_MAX / 2);
+        }
+        self.starts.push(start);
     }
 }
 
@@ -298,6 +322,14 @@ impl DataDir {
         Ok(Life(self.meta.lives))
     }
 
+    /// Counts the life of a node of a cluster as [`Self::begin_life`] does, and notes its start in the same write. To be called once.
+    ///
+    /// # Errors
+    /// As [`Self::begin_life`].
+    pub fn begin_start(&mut self, start: StartId) -> Result<Life, DataDirError> {
+        self.begin_life_with(|meta| meta.note_start(start))
+    }
+
     /// Changes the metadata, and returns once the change is durable. The file then has the current version, even if
     /// nothing changed.
     ///
@@ -361,6 +393,8 @@ struct BodyJson {
     restoring: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     has_control: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    starts: Vec<String>,
     services: Vec<ServiceJson>,
 }
 
@@ -393,6 +427,7 @@ impl From<BodyJsonV1> for BodyJson {
             clean: body.clean,
             restoring: body.restoring,
             has_control: false,
+            starts: Vec::new(),
             services: body.services,
         }
     }
@@ -429,6 +464,7 @@ fn encode(meta: &Meta) -> Vec<u8> {
         clean: meta.clean,
         restoring: meta.restoring,
         has_control: meta.has_control,
+        starts: meta.starts.iter().map(|start| format!("{:032x}", start.0)).collect(),
         services: services.collect(),
     };
     let json = MetaJson { format: FORMAT, checksum: checksum(&body), meta: body };
@@ -468,9 +504,13 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
     if body.lives == u64::MAX {
         return Err(damaged("no start can be counted above its lives".to_owned()));
     }
+    if body.starts.len() > STARTS_MAX {
+        return Err(damaged(format!("it has more than {STARTS_MAX} starts")));
+    }
     let hex = |name: &str, text: &str| {
         u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is not a hexadecimal number")))
     };
+    let starts: Result<_, _> = body.starts.iter().map(|start| hex("starts", start).map(StartId)).collect();
     let services = body.services.into_iter().map(|service| ServiceMeta {
         name: service.name,
         first: ShardId(service.first_shard),
@@ -488,6 +528,7 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
         clean: body.clean,
         restoring: body.restoring,
         has_control: body.has_control,
+        starts: starts?,
         services: services.collect(),
     };
     Ok((meta, format))

@@ -61,7 +61,8 @@ struct World {
 
 fn hello(node: NodeId) -> Hello {
     let start = StartId(u128::from(node.0));
-    Hello { node: None, life: Life(1), start, disk: DiskState::Whole, addresses: vec![format!("{node}:1")] }
+    let (disk, addresses, earlier) = (DiskState::Whole, vec![format!("{node}:1")], Vec::new());
+    Hello { node: None, life: Life(1), start, disk, addresses, earlier }
 }
 
 impl World {

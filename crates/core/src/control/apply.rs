@@ -88,7 +88,7 @@ impl ControlState {
     fn start(
         &mut self,
         id: NodeId,
-        expected: Life,
+        expected: StartId,
         (life, start): (Life, StartId),
         disk: DiskState,
         addresses: Vec<String>,
@@ -98,11 +98,11 @@ impl ControlState {
         if node.start == start {
             return Ok(());
         }
-        if node.life != expected {
+        if node.start != expected {
             return Err(Refusal::Outdated);
         }
         // A disk image that was rolled back counts its lives anew (rule 3).
-        let disk = if life <= expected { DiskState::Lost } else { disk };
+        let disk = if life <= node.life { DiskState::Lost } else { disk };
         let (old, new) = match disk {
             DiskState::Whole => (node.disk, node.disk),
             DiskState::Doubtful | DiskState::Lost => {

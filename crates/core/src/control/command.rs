@@ -43,15 +43,15 @@ pub enum Command {
         #[n(3)]
         addresses: Vec<String>,
     },
-    /// A node that joined before has started again. Refused unless `expected` is its registered life.
+    /// A node that joined before has started again. Refused unless `expected` is its registered start.
     #[n(2)]
     Start {
         /// The node.
         #[n(0)]
         node: NodeId,
-        /// Its registered life when it was decided.
+        /// Its registered start when it was decided: whether the disk is believed depends on it.
         #[n(1)]
-        expected: Life,
+        expected: StartId,
         /// The life that began.
         #[n(2)]
         life: Life,

@@ -18,7 +18,7 @@ use super::dial::{Acks, Dial};
 use super::facts::{Fact, Hello, NodeReport, Request, ShardReport};
 use super::failover::Cause;
 use super::health::Health;
-use super::node::{NodeRecord, StartId};
+use super::node::{DiskState, NodeRecord, StartId};
 use super::placement::{Loads, Step, next_step};
 use super::settings::Settings;
 use super::shard::{ShardRecord, Stage};
@@ -180,7 +180,10 @@ impl Controller {
         match fact {
             // The command that registers it would be refused.
             Fact::Hello(hello) if check_addresses(&hello.addresses).is_err() => {}
+            Fact::Hello(hello) if hello.earlier.len() > Hello::EARLIER_MAX => {}
             Fact::Hello(hello) => {
+                // Their processes have ended.
+                self.hellos.retain(|start, _| !hello.earlier.contains(start));
                 if self.hellos.len() < ControlState::NODES_MAX || self.hellos.contains_key(&hello.start) {
                     let (first, last) = (now.steady, now.steady);
                     let new = PendingHello { hello: hello.clone(), first, last, proposed: None };
@@ -269,7 +272,7 @@ impl Controller {
         self.hellos
             .retain(|start, pending| !is_registered(*start) && now.steady.since(pending.last) < forget);
         for pending in self.hellos.values_mut() {
-            let Hello { node, life, start, disk, ref addresses } = pending.hello;
+            let Hello { node, life, start, ref addresses, .. } = pending.hello;
             let addresses = addresses.clone();
             let command = match node {
                 None => Command::Join { node: state.next_node(), life, start, addresses },
@@ -278,7 +281,9 @@ impl Controller {
                     if !is_believed(&self.settings, &self.health, pending, node, record) {
                         continue;
                     }
-                    Command::Start { node, expected: record.life, life, start, disk, addresses }
+                    let disk =
+                        if holds(&pending.hello, record) { pending.hello.disk } else { DiskState::Lost };
+                    Command::Start { node, expected: record.start, life, start, disk, addresses }
                 }
             };
             if is_due(pending.proposed) {
@@ -341,7 +346,14 @@ impl Controller {
     }
 }
 
-/// Whether the start of a node is to be registered. One whose life is not above the registered one has an older copy of the disk, or
+/// Whether the disk of a start has all that the registered start of its node wrote (rule 3). The number of lives alone does not show
+/// that: starts that fail count lives on an older copy, too.
+fn holds(hello: &Hello, record: &NodeRecord) -> bool {
+    let has_registered = hello.earlier.is_empty() || hello.earlier.contains(&record.start);
+    hello.life > record.life && has_registered
+}
+
+/// Whether the start of a node is to be registered. One whose disk lacks the registered start is on an older copy of the disk, or
 /// is a message that came late: it has to insist, while the registered life is not heard.
 fn is_believed(
     settings: &Settings,
@@ -350,7 +362,7 @@ fn is_believed(
     node: NodeId,
     record: &NodeRecord,
 ) -> bool {
-    if pending.hello.life > record.life {
+    if holds(&pending.hello, record) {
         return true;
     }
     let is_alone = health.heard(node).is_none_or(|heard| heard <= pending.first);

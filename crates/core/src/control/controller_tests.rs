@@ -84,7 +84,8 @@ impl Fake {
         let node = self.state.next_node();
         let start = StartId(u128::from(node.0));
         let addresses = vec![format!("n{node}:1")];
-        let hello = Hello { node: None, life: Life(1), start, disk: DiskState::Whole, addresses };
+        let (disk, earlier) = (DiskState::Whole, Vec::new());
+        let hello = Hello { node: None, life: Life(1), start, disk, addresses, earlier };
         let (life, replicas) = (Life(1), BTreeMap::new());
         let new = FakeNode { life, start, is_up: true, stalled: Micros(0), granted: Time(0), replicas };
         self.nodes.insert(node, new);
@@ -286,10 +287,11 @@ impl Fake {
         if disk == DiskState::Lost {
             fake.replicas.clear();
         }
+        let earlier = vec![fake.start];
         fake.start = StartId(u128::from(fake.life.0) << 64 | u128::from(node.0));
         let start = fake.start;
         let addresses = vec!["a:1".to_owned()];
-        let hello = Hello { node: Some(node), life: fake.life, start, disk, addresses };
+        let hello = Hello { node: Some(node), life: fake.life, start, disk, addresses, earlier };
         self.controller.handle(self.now, Fact::Hello(hello));
     }
 
@@ -489,6 +491,7 @@ fn a_lost_disk_is_replaced_on_its_own_node() {
             start: StartId(1 << 64 | 3),
             disk: DiskState::Whole,
             addresses: vec!["a:1".to_owned()],
+            earlier: Vec::new(),
         };
         fake.run(100);
         fake.controller.handle(fake.now, Fact::Hello(hello));
@@ -500,6 +503,52 @@ fn a_lost_disk_is_replaced_on_its_own_node() {
     let has_old =
         fake.state.shards().any(|(_, shard)| shard.replicas().values().any(|r| fake.state.is_lost(r)));
     assert!(!has_old);
+}
+
+#[test]
+fn a_disk_is_believed_by_the_starts_on_it_not_by_the_number_of_its_lives() {
+    let introduce = |earlier: &[u128]| {
+        let mut fake = Fake::new(2);
+        fake.create(1, dial(2, Acks::Majority));
+        fake.kill(B);
+        fake.restart(B, DiskState::Whole);
+        fake.run(500);
+        let registered = fake.state.nodes()[&B].start;
+        fake.kill(B);
+        let disk = fake.state.nodes()[&B].disk;
+        let earlier: Vec<_> =
+            earlier.iter().map(|start| if *start == 0 { registered } else { StartId(*start) }).collect();
+        for _ in 0..40 {
+            let hello = Hello {
+                node: Some(B),
+                life: Life(9),
+                start: StartId(99),
+                disk: DiskState::Whole,
+                addresses: vec!["b:1".to_owned()],
+                earlier: earlier.clone(),
+            };
+            fake.controller.handle(fake.now, Fact::Hello(hello));
+            fake.run(100);
+        }
+        assert_eq!(fake.state.nodes()[&B].start, StartId(99));
+        fake.state.nodes()[&B].disk == disk
+    };
+    assert!(introduce(&[7, 0, 8]), "starts that were not registered do no harm");
+    assert!(!introduce(&[7, 8]), "more lives than the registered one, of starts that failed");
+    assert!(introduce(&[]), "a disk that has no starts is judged by its lives");
+}
+
+#[test]
+fn a_hello_with_too_many_starts_is_not_proposed() {
+    let mut fake = Fake::new(1);
+    fake.forget();
+    let earlier = (0..=Hello::EARLIER_MAX as u128).map(StartId).collect();
+    let addresses = vec!["a:1".to_owned()];
+    let (start, disk) = (StartId(77), DiskState::Whole);
+    let hello = Hello { node: None, life: Life(1), start, disk, addresses, earlier };
+    fake.controller.handle(fake.now, Fact::Hello(hello));
+    fake.run(1_000);
+    assert_eq!(fake.commands, []);
 }
 
 #[test]
@@ -734,7 +783,8 @@ fn a_start_with_invalid_addresses_is_not_proposed() {
     let mut fake = Fake::new(1);
     fake.forget();
     let (start, addresses) = (StartId(77), vec!["x".repeat(2 << 20)]);
-    let hello = Hello { node: None, life: Life(1), start, disk: DiskState::Whole, addresses };
+    let (disk, earlier) = (DiskState::Whole, Vec::new());
+    let hello = Hello { node: None, life: Life(1), start, disk, addresses, earlier };
     fake.controller.handle(fake.now, Fact::Hello(hello));
     fake.run(1_000);
     assert_eq!(fake.commands, []);

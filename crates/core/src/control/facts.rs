@@ -92,6 +92,16 @@ pub struct Hello {
     /// Its addresses.
     #[n(4)]
     pub addresses: Vec<String>,
+    /// The starts on its disk before this one, from the last one on that it knows to be registered: if the registered start is none of
+    /// them, the disk is an older copy or another one. Empty if the disk has counted lives only, or nothing yet.
+    #[n(5)]
+    pub earlier: Vec<StartId>,
+}
+
+impl Hello {
+    /// Greatest number of earlier starts. A disk that has seen more forgets some between the first and the newest ones, so that the
+    /// worst that can happen is that its replicas are taken for lost.
+    pub const EARLIER_MAX: usize = 256;
 }
 
 /// News for the controller. All may come late, twice or never.
@@ -285,6 +295,7 @@ mod tests {
                 start: StartId(1 << 100),
                 disk: DiskState::Doubtful,
                 addresses: vec!["one:1".to_owned()],
+                earlier: vec![StartId(1 << 99), StartId(3)],
             }),
             Fact::Report(NodeReport {
                 node,

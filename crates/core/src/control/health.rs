@@ -344,7 +344,8 @@ mod tests {
         let (node, life, start) = (NODES[0], Life(2), StartId(9));
         let disk = crate::control::node::DiskState::Whole;
         let addresses = vec!["a:1".to_owned()];
-        test.state.apply(Command::Start { node, expected: Life(1), life, start, disk, addresses });
+        let expected = test.state.nodes()[&node].start;
+        test.state.apply(Command::Start { node, expected, life, start, disk, addresses });
         test.pass(1_000, well, |_, _| true);
         assert!(!test.health.is_well(node));
     }

@@ -25,8 +25,9 @@ fn join(node: u32) -> Command {
 }
 
 fn start(node: u32, expected: u64, life: u64, disk: DiskState) -> Command {
-    let (expected, life) = (Life(expected), Life(life));
-    let start = StartId(u128::from(life.0) << 64 | u128::from(node));
+    // The first one joined.
+    let id = |life: u64| StartId(if life == 1 { 0 } else { u128::from(life) << 64 } | u128::from(node));
+    let (expected, start, life) = (id(expected), id(life), Life(life));
     Command::Start { node: NodeId(node), expected, life, start, disk, addresses: vec!["a:1".to_owned()] }
 }
 

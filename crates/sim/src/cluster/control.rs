@@ -70,6 +70,7 @@ impl Cluster {
             start: entering.start,
             disk: DiskState::Whole,
             addresses: vec![format!("n{}:1", machine.id)],
+            earlier: entering.earlier(),
         };
         self.send_fact(Fact::Hello(hello));
         Ok(())

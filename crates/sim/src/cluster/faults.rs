@@ -17,7 +17,7 @@ impl Cluster {
         // The control plane knows each node from its first life on, whose number is durable: a life that is counted again counts as one
         // on a lost disk.
         let is_first = self.machines[at].starts == 0;
-        if !self.is_calm && one_in(&mut self.rng, 12) && !is_first && !self.machines[at].is_replaced {
+        if !self.is_calm && one_in(&mut self.rng, 12) && !is_first {
             let operations = self.random(60);
             self.machines[at].disk.crash_after(operations);
         }
@@ -45,7 +45,6 @@ impl Cluster {
             return self.crash_in_recovery(at);
         }
         machine.disk.restart();
-        machine.is_replaced = false;
         let (running, seen) =
             started.map_err(|error| Violation::new(2, format!("node {} does not start: {error}", at + 1)))?;
         machine.life = Some(running);
@@ -148,7 +147,7 @@ impl Cluster {
             8 => {
                 // The power of all is cut at once.
                 for at in 0..self.machines.len() {
-                    if self.machines[at].is_up() && !self.machines[at].is_replaced {
+                    if self.machines[at].is_up() {
                         self.machines[at].disk.crash();
                         self.lose_power(at)?;
                     }

@@ -69,9 +69,6 @@ pub(super) struct Machine {
     pub(super) disk: SimDisk,
     /// A copy of the disk as it was at an earlier end of its process.
     pub(super) copy: Option<SimDisk>,
-    /// Whether its disk was replaced, and the control plane has not registered a start on it. Such a start is not interrupted: a disk
-    /// that is lost is known by its number of lives, which further attempts would count beyond that of the old one.
-    pub(super) is_replaced: bool,
     pub(super) skew: Skew,
     /// The number of starts of its process.
     pub(super) starts: u64,
@@ -93,6 +90,13 @@ pub(super) struct Entering {
     created: bool,
     pub(super) start: StartId,
     pub(super) life: Life,
+}
+
+impl Entering {
+    /// The starts on the disk before this one.
+    pub(super) fn earlier(&self) -> Vec<StartId> {
+        self.dir.meta().earlier_starts().to_vec()
+    }
 }
 
 /// The right of a life to change its disk, which ends with it.
@@ -139,18 +143,7 @@ fn settings() -> Settings {
 impl Machine {
     pub(super) fn new(id: NodeId, disk: SimDisk, skew: Skew, snapshot_log_bytes: u64) -> Self {
         let (copy, entering, life) = (None, None, None);
-        Self {
-            id,
-            disk,
-            copy,
-            is_replaced: false,
-            skew,
-            starts: 0,
-            entering,
-            life,
-            paused_until: 0,
-            snapshot_log_bytes,
-        }
+        Self { id, disk, copy, skew, starts: 0, entering, life, paused_until: 0, snapshot_log_bytes }
     }
 
     /// Whether its process runs.
@@ -194,13 +187,17 @@ impl Machine {
         let (id, log) = (self.id, u64::from(self.id.0));
         let fresh = || Meta::new(CLUSTER, INCARNATION, id, log);
         let (mut dir, created) = DataDir::open(Arc::new(disk), fresh)?;
-        let lives = match bug {
-            Some(ClusterBug::WipedVoter) => self.starts,
-            _ => 0,
-        };
-        let life = dir.begin_life_with(|meta| meta.lives = meta.lives.max(lives))?;
-        let is_unnoticed = bug == Some(ClusterBug::RestartedPrimary) && !self.is_replaced;
+        // Unless another disk has taken its place.
+        let is_unnoticed = bug == Some(ClusterBug::RestartedPrimary) && dir.meta().lives + 1 == self.starts;
         let start = start_id(self.id, if is_unnoticed { 1 } else { self.starts });
+        let life = match bug {
+            Some(ClusterBug::WipedVoter) => dir.begin_life_with(|meta| {
+                let known =
+                    (self.starts.saturating_sub(100)..=self.starts).map(|number| start_id(self.id, number));
+                (meta.lives, meta.starts) = (meta.lives.max(self.starts), known.collect());
+            })?,
+            _ => dir.begin_start(start)?,
+        };
         self.entering = Some(Entering { alive, dir, created, start, life });
         Ok(())
     }
@@ -214,7 +211,8 @@ impl Machine {
         seed: u64,
         bug: Option<ClusterBug>,
     ) -> Result<(Running, Seen), OpenError> {
-        let Entering { dir, created, start, alive, .. } = entering;
+        let Entering { mut dir, created, start, alive, .. } = entering;
+        dir.update(|meta| meta.starts = vec![start])?;
         let (options, program) = (Self::options(topology, replicas), Lists);
         let code = Registered { program: &program, without_code: &options.without_code };
         let production = recover_options(&options);
@@ -243,7 +241,6 @@ impl Machine {
 
     /// Replaces the disk of a process that is down: by a new one, or by the copy of an earlier one.
     pub(super) fn lose_disk(&mut self, seed: u64) {
-        self.is_replaced = true;
         match self.copy.take() {
             Some(copy) => self.disk = copy,
             None => self.disk = SimDisk::new(seed),

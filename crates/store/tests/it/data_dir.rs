@@ -1,6 +1,8 @@
 //! The data directory: one owner, atomic changes, and no silent fresh start.
 
 use std::sync::Arc;
+use stead_core::control::facts::Hello;
+use stead_core::control::node::StartId;
 use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, ShardId};
 use stead_store::data_dir::{DataDir, DataDirError, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
@@ -19,6 +21,7 @@ fn meta() -> Meta {
         clean: false,
         restoring: false,
         has_control: false,
+        starts: Vec::new(),
         services: vec![ServiceMeta { name: "kv".to_owned(), first: ShardId(0), shards: 64 }],
     }
 }
@@ -46,6 +49,28 @@ fn facts_come_back_as_they_were_changed() {
     let (dir, created) = open(&disk, never).unwrap();
     assert!(!created);
     assert_eq!(*dir.meta(), Meta { lives: 1, log_created: true, ..meta() });
+}
+
+#[test]
+fn each_start_is_noted_with_its_life_and_the_first_and_the_newest_ones_stay() {
+    let disk = SimDisk::new(1);
+    let count = Hello::EARLIER_MAX as u128 + 20;
+    for start in 1..=count {
+        let (mut dir, _) = open(&disk, meta).unwrap();
+        assert_eq!(u128::from(dir.begin_start(StartId(start)).unwrap().0), start);
+        drop(dir);
+        // As if the machine lost its power right away.
+        disk.crash();
+        disk.restart();
+    }
+    let (mut dir, _) = open(&disk, never).unwrap();
+    let has = |dir: &DataDir, start| dir.meta().earlier_starts().contains(&StartId(start));
+    assert!((1..100).chain(count - 100..count).all(|start| has(&dir, start)) && !has(&dir, count));
+    assert_eq!(dir.meta().earlier_starts().len(), Hello::EARLIER_MAX);
+    dir.update(|meta| meta.starts = vec![StartId(count)]).unwrap();
+    assert_eq!(dir.meta().earlier_starts(), []);
+    dir.begin_start(StartId(7)).unwrap();
+    assert_eq!(dir.meta().earlier_starts(), [StartId(count)]);
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn meta() -> Meta {
         clean: false,
         restoring: false,
         has_control: false,
+        starts: Vec::new(),
         services: services.into(),
     }
 }

@@ -316,6 +316,7 @@ impl World {
                 start: node.start,
                 disk: node.disk,
                 addresses: vec!["a:1".to_owned()],
+                earlier: Vec::new(),
             };
             self.send(NONE, CONTROL, Message::Fact(Fact::Hello(hello)));
         }

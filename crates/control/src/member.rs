@@ -44,6 +44,8 @@ pub(crate) struct Member<M> {
     pub(crate) settings: Settings,
     /// The changes of nodes that run at this node.
     pub(crate) changes: AtomicUsize,
+    /// The time at which it began.
+    pub(crate) begun: Instant,
 }
 
 /// The plane of this node has ended.
@@ -272,7 +274,8 @@ impl<M: Machine> Member<M> {
                 let entries = metrics.last_log_index.map_or(0, |last| last + 1);
                 let is_leader = metrics.state == ServerState::Leader;
                 let behind = entries.saturating_sub(stored);
-                if is_leader && node != self.node && behind > BEHIND_MAX {
+                // One that has never answered may not be there at all: with it as a voter, nothing more might be agreed on.
+                if is_leader && node != self.node && (stored == 0 || behind > BEHIND_MAX) {
                     return Response::Behind(behind);
                 }
                 (ChangeMembers::AddVoterIds(BTreeSet::from([node])), true)
@@ -334,6 +337,10 @@ impl<M: Machine> Member<M> {
                     }
                 }
                 self.raft.append_entries(request).await.map_or_else(|error| refused(&error), Response::from)
+            }
+            // Its files may be an older copy of what it acknowledged: a leader that runs brings it up to date before that matters.
+            Request::Vote { .. } if self.begun.elapsed() < self.settings.election_min => {
+                Response::Refused("it has just started, and listens for a leader first".to_owned())
             }
             Request::Vote { vote, last } => {
                 let request = openraft::raft::VoteRequest::new(vote.into(), last.map(Into::into));

@@ -288,8 +288,9 @@ async fn run<M: Machine>(
         Ok(raft) => raft,
         Err(error) => return drop(begun.send(Err(StartError::Ended(error.to_string())))),
     };
+    let (changes, begun_at) = (AtomicUsize::new(0), tokio::time::Instant::now());
     let member =
-        Arc::new(Member { node, raft, network, log, board, pace, settings, changes: AtomicUsize::new(0) });
+        Arc::new(Member { node, raft, network, log, board, pace, settings, changes, begun: begun_at });
     let first = tokio::time::timeout(START_MAX, first_steps(&member, &begin)).await;
     let first =
         first.unwrap_or_else(|_| Err(StartError::Ended("its disk is full or does not answer".to_owned())));

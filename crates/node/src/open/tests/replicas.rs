@@ -12,14 +12,16 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::directory::ShardRoute;
 use stead_core::control::facts::Fact;
 use stead_core::ids::{
-    ClusterId, Generation, Incarnation, Life, Micros, NodeId, ReplicaId, RequestNumber, SessionId,
+    ClusterId, Generation, Incarnation, Life, Micros, NodeId, ReplicaId, RequestNumber, Seq, SessionId,
 };
 use stead_core::replication::epoch::{EpochRecord, Seal, SealAnswer};
 use stead_core::replication::freshness::TooStale;
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{LogPoint, Losses};
+use stead_core::shard::Messages;
 use stead_core::shard_replica::{self, Frame};
 use stead_core::trials::TrialKind;
+use stead_net::replica::Route;
 use stead_store::checkpoint::bundle::Author;
 use stead_store::snapshots::{SnapshotName, Snapshots, Source};
 use stead_store::wal::WalOptions;
@@ -397,6 +399,29 @@ fn a_replica_that_does_not_lead_turns_away_what_no_other_node_takes() {
     cluster.nodes[&2].shared.delete(SHARD, process, Vec::new(), reply_to).unwrap();
     cluster.settle();
     assert_eq!(cluster.answered(), [(1, Err(NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere }))]);
+}
+
+#[test]
+fn messages_for_shards_and_replicas_that_are_not_here_change_nothing() {
+    let mut cluster = serving();
+    let node = &cluster.nodes[&1].shared;
+    let before = cluster.replica(1).state().unwrap().hash();
+    for shard in [SHARD, ShardId(1), ShardId(u32::MAX)] {
+        let route = |to| Route { shard, from: ReplicaId(2), to: ReplicaId(to) };
+        let frame = || Frame::Ack { epoch: Epoch(9), upto: Index(99) };
+        node.from_peer(PeerMessage::Frame(route(99), frame()));
+        if shard != SHARD {
+            node.from_peer(PeerMessage::Frame(route(1), frame()));
+        }
+        let (from, upto, colour) = (ShardId(7), Seq(9), Colour(0));
+        node.from_peer(PeerMessage::Ack { from, to: shard, upto, colour });
+        node.from_peer(PeerMessage::Deliver { from, to: shard, messages: Messages::new(), again: true });
+    }
+    cluster.settle();
+    assert_eq!(cluster.replica(1).state().unwrap().hash(), before);
+    cluster.request(1, 1, 1);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(1, Ok(1))]);
 }
 
 #[test]

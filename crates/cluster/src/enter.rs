@@ -58,7 +58,8 @@ pub struct ClusterOptions {
     pub listener: TcpListener,
     /// The addresses of this node.
     pub addresses: Addresses,
-    /// The nodes to ask for a place, if the data directory is empty: none to found a cluster.
+    /// The nodes to ask for a place, if the data directory is empty: none to found a cluster. Otherwise they are tried as long as this
+    /// node knows no leader, because the addresses that it knows may have changed.
     pub join: Vec<SocketAddr>,
     /// The services of the program.
     pub services: Vec<NewService>,
@@ -202,7 +203,9 @@ pub fn enter(
             }
             Some(_) if !goes_on() => return Err(EnterError::Stopped),
             Some(reason) if clock.steady() >= until => {
-                return Err(EnterError::NotRegistered { node: membership.node, reason });
+                let failures = &membership.common.failures;
+                let failures = std::mem::take(&mut *failures.lock().unwrap_or_else(PoisonError::into_inner));
+                return Err(EnterError::NotRegistered { node: membership.node, reason, failures });
             }
             Some(_) => {}
         }
@@ -278,7 +281,7 @@ fn begin(
         addresses: options.addresses.to_texts(),
         earlier: meta.earlier_starts().to_vec(),
     };
-    let links = Links::new(tcp, local, node);
+    let links = Links::new(tcp, local, node, &options.join);
     let driver = Driver::new(settings::Settings::default());
     let part = ClusterPart::new(links, Arc::clone(&queue), Arc::clone(&common), driver, (node, hello));
     let founds = node == NodeId::FIRST && options.join.is_empty();

@@ -45,14 +45,17 @@ pub enum EnterError {
     },
     /// The control plane did not register the start in time.
     #[error(
-        "the control plane has not registered this start of node {node}: {reason}; start the other nodes, or check that \
-         they can be reached, and start again"
+        "the control plane has not registered this start of node {node}: {reason}{}; start the other nodes, or check that \
+         they can be reached, and start again",
+        failures.iter().map(|failure| format!("; {failure}")).collect::<String>()
     )]
     NotRegistered {
         /// This node.
         node: NodeId,
         /// The obstacle, as far as it is known.
         reason: &'static str,
+        /// The last failures of connections.
+        failures: Vec<String>,
     },
     /// The cluster has removed the node.
     #[error("the cluster has removed node {0}; join as a new one, with an empty data directory")]

@@ -80,18 +80,65 @@ struct Peer {
     reported: String,
 }
 
+/// An address at which there may be a node of the cluster: no number is known for it.
+struct Seed {
+    address: SocketAddr,
+    connection: Option<ConnectionId>,
+    dial_from: Time,
+    pause: Micros,
+    /// The last failure.
+    reported: String,
+}
+
+impl Seed {
+    const fn new(address: SocketAddr) -> Self {
+        Self { address, connection: None, dial_from: Time(0), pause: PAUSE_MIN, reported: String::new() }
+    }
+
+    fn failed(&mut self, now: Time) {
+        (self.connection, self.dial_from) = (None, now.plus(self.pause));
+        self.pause = Micros(self.pause.0 * 2).min(PAUSE_MAX);
+    }
+}
+
 /// The connections of a node's control part.
 pub(crate) struct Links<N: Network> {
     endpoint: Endpoint<N>,
     own: NodeId,
+    seeds: Vec<Seed>,
+    /// Whether to connect to the seeds: the known addresses may all be of the past.
+    seeks: bool,
     peers: BTreeMap<NodeId, Peer>,
     asked: BTreeMap<(ConnectionId, RequestId), Purpose>,
+    /// The last failure of a connection whose other end is not known.
+    reported: String,
 }
 
 impl<N: Network> Links<N> {
-    pub(crate) fn new(network: N, local: Local, own: NodeId) -> Self {
+    /// Returns links without connections. `seeds` are addresses at which there may be nodes.
+    pub(crate) fn new(network: N, local: Local, own: NodeId, seeds: &[SocketAddr]) -> Self {
         let endpoint = Endpoint::new(network, local, SETTINGS, BOUNDS);
-        Self { endpoint, own, peers: BTreeMap::new(), asked: BTreeMap::new() }
+        let seeds = seeds.iter().copied().map(Seed::new).collect();
+        let (peers, asked, reported) = (BTreeMap::new(), BTreeMap::new(), String::new());
+        Self { endpoint, own, seeds, seeks: false, peers, asked, reported }
+    }
+
+    /// Says whether to connect to the seeds: a node does so as long as it knows no leader.
+    pub(crate) const fn seek(&mut self, seeks: bool) {
+        self.seeks = seeks;
+    }
+
+    /// Returns the nodes to which there is a connection.
+    pub(crate) fn open_nodes(&self) -> Vec<NodeId> {
+        self.peers.iter().filter(|(_, peer)| peer.open.is_some()).map(|(node, _)| *node).collect()
+    }
+
+    /// The seeds to connect to. One whose node is connected by a known address needs no other connection.
+    fn wanted_seeds(&mut self) -> impl Iterator<Item = &mut Seed> {
+        let (peers, seeks) = (&self.peers, self.seeks);
+        let is_open = move |at| peers.values().any(|peer| peer.open.is_some() && peer.address == Some(at));
+        let is_wanted = move |seed: &&mut Seed| seeks && seed.connection.is_none() && !is_open(seed.address);
+        self.seeds.iter_mut().filter(is_wanted)
     }
 
     pub(crate) const fn network_mut(&mut self) -> &mut N {
@@ -116,6 +163,9 @@ impl<N: Network> Links<N> {
             let peer = self.peer(node);
             if peer.address != Some(address) {
                 (peer.address, peer.dial_from, peer.pause) = (Some(address), Time(0), PAUSE_MIN);
+                if let Some(dialing) = peer.dialing.take() {
+                    self.endpoint.close(dialing);
+                }
             }
         }
     }
@@ -184,11 +234,13 @@ impl<N: Network> Links<N> {
             self.handle(happened, now, arrived);
         }
         self.drop_given_up();
+        let seeds = self.wanted_seeds().map(|seed| seed.dial_from).min();
         let dials = self
             .peers
             .values()
             .filter(|peer| peer.address.is_some() && peer.open.is_none() && peer.dialing.is_none());
-        Ok(dials.map(|peer| peer.dial_from.max(now)).fold(due, Time::min))
+        let dials = dials.map(|peer| peer.dial_from).chain(seeds);
+        Ok(dials.map(|from| from.max(now)).fold(due, Time::min))
     }
 
     /// Drops the requests whose sender waits no longer.
@@ -213,7 +265,17 @@ impl<N: Network> Links<N> {
             let Some(address) = peer.address else { continue };
             match self.endpoint.dial(address, Some(*node), now, wall) {
                 Ok(connection) => peer.dialing = Some(connection),
-                Err(error) => peer.failed(*node, &error.to_string(), now),
+                Err(error) => peer.failed(*node, &error.to_string(), false, now),
+            }
+        }
+        let due: Vec<_> =
+            self.wanted_seeds().filter(|seed| now >= seed.dial_from).map(|seed| seed.address).collect();
+        for address in due {
+            let dialed = self.endpoint.dial(address, None, now, wall).ok();
+            let Some(seed) = self.seeds.iter_mut().find(|seed| seed.address == address) else { continue };
+            match dialed {
+                Some(connection) => seed.connection = Some(connection),
+                None => seed.failed(now),
             }
         }
     }
@@ -221,6 +283,10 @@ impl<N: Network> Links<N> {
     fn handle(&mut self, happened: Happened, now: Time, arrived: &mut Vec<Arrived>) {
         match happened {
             Happened::Event(connection, Event::Opened(agreed)) => {
+                if let Some(seed) = self.seed_of(connection) {
+                    seed.pause = PAUSE_MIN;
+                    seed.reported.clear();
+                }
                 if let Role::Peer { node, .. } = agreed.role {
                     let peer = self.peer(node);
                     peer.dialing = peer.dialing.filter(|dialing| *dialing != connection);
@@ -254,12 +320,17 @@ impl<N: Network> Links<N> {
                 self.lost(connection, now);
             }
             Happened::Ended { connection, ended, .. } => {
+                if let Some(seed) = self.seed_of(connection) {
+                    seed.reported = ended.to_string();
+                }
                 let dialed = self.peers.iter_mut().find(|(_, peer)| peer.dialing == Some(connection));
                 if let Some((node, peer)) = dialed {
                     peer.dialing = None;
                     if peer.open.is_none() {
-                        peer.failed(*node, &ended.to_string(), now);
+                        peer.failed(*node, &ended.to_string(), ended.is_refusal(), now);
                     }
+                } else if ended.is_refusal() {
+                    self.warn(&ended.to_string());
                 }
                 self.lost(connection, now);
             }
@@ -269,12 +340,38 @@ impl<N: Network> Links<N> {
         }
     }
 
+    /// Warns of a connection of an end that is not known, once as long as the failure stays the same.
+    fn warn(&mut self, failure: &str) {
+        if self.reported != failure {
+            failure.clone_into(&mut self.reported);
+            tracing::warn!("a connection of the control plane ended: {failure}");
+        }
+    }
+
+    /// Returns the last failures of connections: to nodes to which there is none, and of unknown ends.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let is_without = |peer: &Peer| peer.open.is_none() && !peer.reported.is_empty();
+        let without = self.peers.iter().filter(|(_, peer)| is_without(peer));
+        let failures = without.map(|(node, peer)| format!("node {node}: {}", peer.reported));
+        let is_alone = self.open_nodes().is_empty();
+        let seeds = self.seeds.iter().filter(|seed| is_alone && !seed.reported.is_empty());
+        let seeds = seeds.map(|seed| format!("{}: {}", seed.address, seed.reported));
+        failures.chain((!self.reported.is_empty()).then(|| self.reported.clone())).chain(seeds).collect()
+    }
+
+    fn seed_of(&mut self, connection: ConnectionId) -> Option<&mut Seed> {
+        self.seeds.iter_mut().find(|seed| seed.connection == Some(connection))
+    }
+
     fn node_of(&self, connection: ConnectionId) -> Option<NodeId> {
         self.peers.iter().find(|(_, peer)| peer.open == Some(connection)).map(|(node, _)| *node)
     }
 
     /// Notes that a connection is not there any more.
     fn lost(&mut self, connection: ConnectionId, now: Time) {
+        if let Some(seed) = self.seed_of(connection) {
+            seed.failed(now);
+        }
         self.asked.retain(|(other, _), _| *other != connection);
         for peer in self.peers.values_mut() {
             if peer.open == Some(connection) {
@@ -286,12 +383,15 @@ impl<N: Network> Links<N> {
 
 impl Peer {
     /// Notes an attempt that has failed.
-    fn failed(&mut self, node: NodeId, reason: &str, now: Time) {
+    fn failed(&mut self, node: NodeId, reason: &str, is_refusal: bool, now: Time) {
         self.waiting.clear();
         self.dial_from = now.plus(self.pause);
         self.pause = Micros(self.pause.0 * 2).min(PAUSE_MAX);
         if self.reported != reason {
-            tracing::debug!("the control plane cannot reach node {node}: {reason}");
+            match is_refusal {
+                true => tracing::warn!("the control plane cannot reach node {node}: {reason}"),
+                false => tracing::debug!("the control plane cannot reach node {node}: {reason}"),
+            }
             self.reported = reason.to_owned();
         }
     }

@@ -25,7 +25,7 @@ pub(crate) enum Ask {
     Facts(Vec<Fact>),
     /// Orders of the controller. The answer is empty.
     Orders(Vec<Request>),
-    /// A node without a number wants to join. The answer is [`Joined`].
+    /// A node without a number wants to join, or one that knows no leader introduces itself. The answer is [`Joined`].
     Join(Hello),
     /// A request for the figures that the other node knows, for an operator. The answer is a [`Look`](crate::look::Look).
     Look,

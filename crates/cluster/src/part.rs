@@ -7,6 +7,7 @@ use crate::links::{Arrived, Links, Purpose, Return, Sender};
 use crate::look::{Judgement, Led, Look, Looks};
 use crate::message::{Ask, Counted, Joined, PARTS_MAX, decode_answer, encode_answer};
 use crate::transport::PlaneQueue;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -50,6 +51,8 @@ pub(crate) struct Common {
     pub(crate) looks: Mutex<Vec<Looks>>,
     /// The failovers that this node has seen, with those of the history that it found, by cause.
     pub(crate) failovers: Mutex<BTreeMap<Cause, u64>>,
+    /// The last failures of connections, until there is a host.
+    pub(crate) failures: Mutex<Vec<String>>,
     pub(crate) stops: std::sync::atomic::AtomicBool,
     /// Whether a change of the plane's nodes is under way.
     changing: std::sync::atomic::AtomicBool,
@@ -65,6 +68,7 @@ impl Common {
             facts: Mutex::default(),
             looks: Mutex::default(),
             failovers: Mutex::default(),
+            failures: Mutex::default(),
             stops: false.into(),
             changing: false.into(),
         }
@@ -173,6 +177,11 @@ impl<N: Network> ClusterPart<N> {
         }
         self.arrived = arrived;
         self.follow(&plane, &status);
+        self.links.seek(status.leader.is_none());
+        if self.common.host.get().is_none() {
+            let mut failures = self.common.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            *failures = self.links.failures();
+        }
         self.introduce_and_report(now, &status);
         self.driver.step(now, &plane, &mut self.orders);
         let orders = std::mem::take(&mut self.orders);
@@ -247,8 +256,8 @@ impl<N: Network> ClusterPart<N> {
                 self.links.answer(to, Vec::new(), now.steady);
             }
             (Ask::Look, Sender::Node(_)) => self.begin_look(now.steady, LookTo::Node(to)),
-            (Ask::Join(hello), _) => {
-                let joined = self.join(now, plane, hello);
+            (Ask::Join(hello), sender) => {
+                let joined = self.join(now, plane, sender, hello);
                 self.links.answer(to, encode_answer(&joined), now.steady);
             }
             (_, Sender::Stranger) => {
@@ -257,8 +266,9 @@ impl<N: Network> ClusterPart<N> {
         }
     }
 
-    /// Lets a node join, which repeats its request until it is registered.
-    fn join(&mut self, now: Now, plane: &ControlPlane, hello: Hello) -> Joined {
+    /// Lets a node join, or gives the leader the introduction of one that it does not reach. The node repeats its request until it is
+    /// registered.
+    fn join(&mut self, now: Now, plane: &ControlPlane, sender: Sender, hello: Hello) -> Joined {
         let newest = plane.newest();
         let state = &newest.state;
         let Some(cluster) = state.cluster() else { return Joined::NotYet };
@@ -267,10 +277,11 @@ impl<N: Network> ClusterPart<N> {
             let services = services.map(|service| (service.name.clone(), service.shards));
             return Joined::done(cluster.id, cluster.incarnation, *node, services.collect());
         }
-        if hello.node.is_some() || Addresses::of_texts(&hello.addresses).is_none() {
+        let has_number = sender == Sender::Stranger && hello.node.is_some();
+        if has_number || Addresses::of_texts(&hello.addresses).is_none() {
             return Joined::Refused("a node that joins has no number, and names its addresses".to_owned());
         }
-        if state.nodes().len() >= ControlState::NODES_MAX {
+        if hello.node.is_none() && state.nodes().len() >= ControlState::NODES_MAX {
             return Joined::Refused(format!("the cluster has {} nodes already", ControlState::NODES_MAX));
         }
         let fact = Fact::Hello(hello);
@@ -284,8 +295,11 @@ impl<N: Network> ClusterPart<N> {
 
     /// Follows the newest state: the addresses of nodes, and the routes of shards.
     fn follow(&mut self, plane: &ControlPlane, status: &Status) {
+        // The state has a new address before the plane does.
         for (node, address) in &status.addresses {
-            if let Ok(address) = address.parse() {
+            if !self.directory.nodes().contains_key(node)
+                && let Ok(address) = address.parse()
+            {
                 self.links.set_address(*node, address);
             }
         }
@@ -373,8 +387,14 @@ impl<N: Network> ClusterPart<N> {
                     shards,
                 }));
             }
-        } else if is_due {
+        } else if is_due && leader.is_some() {
             facts.push(Fact::Hello(self.hello.clone()));
+        } else if is_due {
+            // The leader may not reach this node, because it knows another address, or none: others give it the news.
+            for node in self.links.open_nodes() {
+                let ask = Ask::Join(self.hello.clone()).encode();
+                self.links.ask(node, ask, Purpose::Orders, now.steady);
+            }
         }
         if is_due {
             self.report_due = now.steady.plus(REPORT);
@@ -459,7 +479,9 @@ impl<N: Network> ClusterPart<N> {
         }
         self.tidy_due = now.plus(TIDY);
         let newest = plane.newest();
-        let Some(change) = next_change(&newest.state, status) else { return };
+        let Some(change) = next_change(&newest.state, status, |node| self.links.is_open(node)) else {
+            return;
+        };
         self.common.changing.store(true, Ordering::Release);
         let (plane, common) = (Arc::clone(plane), Arc::clone(&self.common));
         let run = move || {
@@ -532,7 +554,9 @@ impl<N: Network> ClusterPart<N> {
     /// Sends the requests and the answers of the plane.
     fn carry(&mut self, now: Time) {
         for request in self.queue.take() {
-            if let Some(address) = request.address {
+            if let Some(address) = request.address
+                && !self.directory.nodes().contains_key(&request.to)
+            {
                 self.links.set_address(request.to, address);
             }
             self.links.ask(
@@ -558,8 +582,9 @@ fn hello_of(fact: Fact) -> Hello {
 }
 
 /// Returns the next change of the plane's nodes: each node of the cluster is one of them, and the largest odd number of them that is
-/// allowed votes.
-fn next_change(state: &ControlState, status: &Status) -> Option<Change> {
+/// allowed votes. Only a node that takes part becomes a voter: one that never came back could not be outvoted, as long as there are
+/// few others.
+fn next_change(state: &ControlState, status: &Status, is_open: impl Fn(NodeId) -> bool) -> Option<Change> {
     for (node, record) in state.nodes() {
         let address = record.addresses.first()?;
         let known = status.addresses.iter().find(|(other, _)| other == node);
@@ -573,8 +598,61 @@ fn next_change(state: &ControlState, status: &Status) -> Option<Change> {
     let nodes = state.nodes().len().min(VOTERS_MAX);
     let wanted = nodes - usize::from(nodes.is_multiple_of(2));
     if status.voters.len() < wanted {
-        let learner = state.nodes().keys().find(|node| !status.voters.contains(node))?;
+        let is_candidate = |(node, entries): &&(NodeId, u64)| {
+            let is_known = state.nodes().contains_key(node) && !status.voters.contains(node);
+            is_known && *entries > 0 && is_open(*node)
+        };
+        let candidates = status.stored.iter().filter(is_candidate);
+        let (learner, _) = candidates.max_by_key(|(node, entries)| (*entries, Reverse(*node)))?;
         return Some(Change::Promote { node: *learner });
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_core::control::node::StartId;
+    use stead_core::control::{Cluster, Command, Outcome};
+    use stead_core::ids::{ClusterId, Incarnation, Life};
+
+    #[test]
+    fn only_a_node_that_is_connected_and_follows_becomes_a_voter() {
+        let address = |node: u32| format!("127.0.0.1:{node}");
+        let mut state = ControlState::default();
+        let cluster = Cluster { id: ClusterId(1), incarnation: Incarnation(1) };
+        assert_eq!(state.apply(Command::Found { cluster }), Outcome::Done);
+        for node in 1..=4 {
+            let (start, addresses) = (StartId(node.into()), vec![address(node)]);
+            let join = Command::Join { node: NodeId(node), life: Life(1), start, addresses };
+            assert_eq!(state.apply(join), Outcome::Done);
+        }
+        let [one, two, three, four] = [1, 2, 3, 4].map(NodeId);
+        let mut status = Status {
+            node: one,
+            role: Role::Leader,
+            leader: Some(one),
+            term: 1,
+            voters: vec![one],
+            learners: vec![two, three, four],
+            addresses: [one, two, three, four].map(|node| (node, address(node.0))).into(),
+            is_changing: false,
+            entries: 9,
+            applied: 9,
+            snapshot: 0,
+            stored: vec![(two, 0), (three, 5), (four, 9)],
+            failure: None,
+            is_stopped: false,
+        };
+        let next =
+            |status: &Status, open: &[NodeId]| next_change(&state, status, |node| open.contains(&node));
+        assert_eq!(next(&status, &[two, three, four]), Some(Change::Promote { node: four }));
+        assert_eq!(next(&status, &[two, three]), Some(Change::Promote { node: three }));
+        assert_eq!(next(&status, &[two]), None, "it has never stored anything");
+        status.voters = vec![one, three, four];
+        assert_eq!(next(&status, &[two, three, four]), None, "an odd number votes");
+        status.addresses[1].1 = "127.0.0.1:7".to_owned();
+        let place = Change::Place { node: two, address: address(2) };
+        assert_eq!(next(&status, &[]), Some(place), "it has another address now");
+    }
 }

@@ -16,10 +16,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use stead::config::ConfigError;
-use stead::{Config, Node, NodeBuilder, OpenError, RecoveryReport, descriptors, stderr};
+use stead::{Config, EnterError, Node, NodeBuilder, OpenError, RecoveryReport, descriptors, stderr};
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -297,7 +299,8 @@ impl Serve {
         let runtime = runtime.map_err(system("start the server's threads"))?;
         // Signals are handled from here on, so that an early one shuts the server down.
         let _inside = runtime.enter();
-        let signalled = first_signal(&runtime, has_supervisor)?;
+        let stops = Arc::default();
+        let signalled = first_signal(&runtime, has_supervisor, &stops)?;
         let builder = (self.make)()?;
         let data_dir = builder.data_dir().to_owned();
         let open = |source| ServerError::Open { data_dir: data_dir.clone(), source };
@@ -305,7 +308,14 @@ impl Serve {
             Ok(address) => builder.http_address(address),
             Err(_) => builder,
         };
-        let node = builder.open().map_err(open)?;
+        let node = match builder.stop_entry_at(&stops).open() {
+            Err(OpenError::Enter(EnterError::Stopped)) => {
+                stderr::line("stead: stopped before the node had entered its cluster");
+                stderr::flush(LAST_LINES);
+                return Ok(());
+            }
+            opened => opened.map_err(open)?,
+        };
         let shutdown_timeout = node.shutdown_timeout();
         let native = node.native_address().map_or(0, |_| descriptors::native_connections_max());
         let connections_max = descriptors::connections_max(self.limits.connections_max + native) - native;
@@ -387,13 +397,19 @@ pub fn log_events(level: Level) {
     let _ = subscriber.with(targets).try_init();
 }
 
-/// Completes at the first signal. The second one ends the program, unless there is a supervisor to do so: a terminal
+/// Completes at the first signal, and sets the flag. The second one ends the program, unless there is a supervisor to do so: a terminal
 /// sends its signal to both.
-fn first_signal(runtime: &Runtime, has_supervisor: bool) -> Result<oneshot::Receiver<()>, ServerError> {
+fn first_signal(
+    runtime: &Runtime,
+    has_supervisor: bool,
+    stops: &Arc<AtomicBool>,
+) -> Result<oneshot::Receiver<()>, ServerError> {
     let mut signals = Signals::take().map_err(system("take signals"))?;
     let (signal, signalled) = oneshot::channel();
+    let stops = Arc::clone(stops);
     runtime.spawn(async move {
         signals.next().await;
+        stops.store(true, Ordering::Relaxed);
         // The server may have ended by itself.
         let _ = signal.send(());
         if !has_supervisor {
@@ -472,7 +488,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::process::Command;
-    use std::sync::Arc;
     use std::sync::mpsc;
     use stead::{Context, Never, Process, QueryContext, ServiceOptions};
     use stead_store::sim_disk::SimDisk;

@@ -4,7 +4,7 @@
 //! connection between two turns leave in one vectored write.
 
 use crate::connection::{Connection, Event, Failure, RequestId, SendError, Settings};
-use crate::handshake::{Known, Local, Refusal, Role, Side};
+use crate::handshake::{Known, Local, Refusal, RefusalKind, Role, Side};
 use crate::network::{AddressError, ConnectionId, Network, Ready, check_loopback};
 use crate::payload::Payload;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -61,6 +61,16 @@ pub enum Ended {
     /// A newer connection to the same node replaced it.
     #[error("a newer connection to node {0} replaced this one; use that one")]
     Replaced(NodeId),
+}
+
+impl Ended {
+    /// Whether one of the ends refused the other one, for a reason that time alone does not change: not because there is another
+    /// connection between them, or no room.
+    #[must_use]
+    pub const fn is_refusal(&self) -> bool {
+        let Self::Failed(Failure::Handshake(error)) = self else { return false };
+        !matches!(error.kind(), RefusalKind::Connected | RefusalKind::Full)
+    }
 }
 
 /// An event at an endpoint.

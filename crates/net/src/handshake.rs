@@ -556,7 +556,7 @@ pub enum Refusal {
     /// Two clusters meet.
     #[error(
         "{sender} belongs to cluster {senders}, and {receiver} to cluster {receivers}; use the addresses of one \
-         cluster's nodes"
+         cluster's nodes: one that is started with an empty directory and no address to join founds a cluster of its own"
     )]
     Cluster {
         /// The sender.
@@ -621,8 +621,9 @@ pub enum Refusal {
     },
     /// A later life of the node is or was connected.
     #[error(
-        "life {life} of node {node} is over: its life {newer} has connected; stop this process, and if both run, one \
-         has a copy of the other's data directory, which must be deleted"
+        "life {life} of node {node} is over: its life {newer} has connected; stop this process and delete its data \
+         directory, which is a copy or an older state of the node's; if there is no newer one, let it join as a new node \
+         with an empty directory"
     )]
     OlderLife {
         /// The node.
@@ -695,4 +696,15 @@ pub enum HandshakeError {
         /// The other end's text, without control characters.
         text: String,
     },
+}
+
+impl HandshakeError {
+    /// Returns the kind of the refusal.
+    #[must_use]
+    pub const fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Refused(refusal) => refusal.kind(),
+            Self::RefusedByOther { kind, .. } => *kind,
+        }
+    }
 }

@@ -35,7 +35,8 @@ pub(crate) struct StartArgs {
     /// cluster, unless --join is given [default: the configuration's cluster.listen, or none]
     #[arg(long, value_name = "IP:PORT")]
     listen_cluster: Option<SocketAddr>,
-    /// Address of a node of the cluster that a node with an empty data directory joins; may be repeated
+    /// Address of a node of the cluster that a node with an empty data directory joins, and at which one with data looks for its
+    /// cluster, too; may be repeated
     #[arg(long, value_name = "IP:PORT")]
     join: Vec<SocketAddr>,
     /// Loopback address for the messages of other nodes' shards [default: the configuration's cluster.listen_peers, or a free port

@@ -99,8 +99,8 @@ pub struct ClusterConfig {
     /// Loopback address at which other nodes reach this one, as in `127.0.0.1:7430`; port 0 picks a free one. Default: none, and the
     /// node is alone.
     pub listen: Option<SocketAddr>,
-    /// Addresses of nodes of the cluster, at which a node with an empty data directory asks to join, and others separated by commas in
-    /// a variable. Default: none, and a node with an empty data directory founds a cluster.
+    /// Addresses of nodes of the cluster, at which a node with an empty data directory asks to join, and one with data looks for
+    /// its cluster, too; several are separated by commas in a variable. Default: none, and a node with an empty data directory founds a cluster.
     #[serde(deserialize_with = "addresses")]
     pub join: Vec<SocketAddr>,
     /// Loopback address for the messages of other nodes' shards; port 0 picks a free one at each start. Default: port 0 of the address

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use stead_cluster::NewService;
 use stead_core::control::dial::Acks;
@@ -171,6 +172,7 @@ pub struct NodeBuilder {
     pub(crate) native: Option<Listen>,
     pub(crate) cluster: ClusterConfig,
     pub(crate) join_timeout: Duration,
+    pub(crate) stops: Arc<AtomicBool>,
     pub(crate) http: Option<SocketAddr>,
 }
 
@@ -213,6 +215,7 @@ impl NodeBuilder {
             native: None,
             cluster: ClusterConfig::default(),
             join_timeout: JOIN_TIMEOUT,
+            stops: Arc::default(),
             http: None,
         }
     }
@@ -368,7 +371,7 @@ impl NodeBuilder {
     }
 
     /// Names nodes of the cluster that a node with an empty data directory joins: their [`Node::cluster_address`]es, of which one that
-    /// runs suffices. Without [`Self::listen_cluster`] the node listens at a free port of 127.0.0.1.
+    /// runs suffices. A node with data looks for its cluster there, too, as long as it knows no leader: addresses may have changed. Without [`Self::listen_cluster`] the node listens at a free port of 127.0.0.1.
     #[must_use]
     pub fn join(mut self, nodes: impl IntoIterator<Item = SocketAddr>) -> Self {
         self.cluster.join = nodes.into_iter().collect();
@@ -380,6 +383,14 @@ impl NodeBuilder {
     #[must_use]
     pub fn join_timeout(mut self, limit: Duration) -> Self {
         self.join_timeout = limit;
+        self
+    }
+
+    /// Lets [`Self::open`] give up the entry into a cluster, with [`EnterError::Stopped`](crate::EnterError::Stopped), once this flag is
+    /// set.
+    #[must_use]
+    pub fn stop_entry_at(mut self, stops: &Arc<AtomicBool>) -> Self {
+        self.stops = Arc::clone(stops);
         self
     }
 
@@ -447,7 +458,7 @@ impl NodeBuilder {
         };
         let services = options.services.iter().map(new_service).collect::<Result<_, _>>()?;
         crate::descriptors::raise_limit();
-        let Self { path, registry, disk, wall, native, join_timeout, http, .. } = self;
+        let Self { path, registry, disk, wall, native, join_timeout, stops, http, .. } = self;
         let native = match config.native.listen.map(Listen::At).or(native) {
             None => None,
             Some(Listen::At(address)) => Some(bind(address).map_err(OpenError::Address)?),
@@ -475,7 +486,7 @@ impl NodeBuilder {
         match listen {
             None => Ok(Node::new(Life::open(registry, disk, SystemClock::new(wall), options)?, None)),
             Some(listen) => {
-                let entry = Entry { listen, cluster, http, services, wait: join_timeout };
+                let entry = Entry { listen, cluster, http, services, wait: join_timeout, stops };
                 super::cluster::open(registry, disk, wall, options, entry)
             }
         }

@@ -6,6 +6,7 @@ use crate::error::OpenError;
 use crate::service::Registry;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stead_cluster::{Addresses, ClusterOptions, Entered, NewService, enter};
 use stead_net::network::{bind, check_dialed};
@@ -24,6 +25,8 @@ pub(super) struct Entry {
     pub(super) http: Option<SocketAddr>,
     /// The time for the entry.
     pub(super) wait: Duration,
+    /// Ends it.
+    pub(super) stops: Arc<AtomicBool>,
 }
 
 /// Enters the cluster, and opens the node with the replicas that are placed on it.
@@ -64,7 +67,8 @@ pub(super) fn open(
         SystemClock::new(wall.map(|wall| -> Wall { Box::new(move || wall()) }))
     };
     let entry_clock: Arc<dyn Clock> = Arc::new(clock(&wall));
-    let Entered { dir, created, replicas, membership } = enter(disk, &entry_clock, cluster, &|| true)?;
+    let goes_on = || !entry.stops.load(Ordering::Relaxed);
+    let Entered { dir, created, replicas, membership } = enter(disk, &entry_clock, cluster, &goes_on)?;
     let listen_peers = Some(Arc::new(peers));
     let options = Options { replicated: replicas, in_cluster: true, listen_peers, ..options };
     let life = Life::open_in(registry, (dir, created), clock(&wall), options)?;

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod cluster;
+mod cluster_bad;
 mod context;
 mod cuts;
 mod edge;

@@ -74,6 +74,7 @@ impl World {
                 principal: "bench".into(),
                 identity: Identity::None,
                 colour: Default::default(),
+                seen: None,
             };
             world.give(shard, Input::Request(request));
         }

@@ -156,6 +156,7 @@ impl One {
             principal: "bench".into(),
             identity,
             colour: Colour(0),
+            seen: None,
         }));
     }
 

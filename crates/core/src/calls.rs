@@ -2,11 +2,12 @@
 
 use crate::blob::Blob;
 use crate::ids::{
-    BodyHash, CallToken, Colour, Epoch, Index, Micros, RequestNumber, ServiceId, SessionId, TaskId, Time,
-    TimerId,
+    BodyHash, CallToken, Colour, Epoch, Index, Micros, RequestNumber, ServiceId, SessionId, ShardId, TaskId,
+    Time, TimerId,
 };
 use crate::key::Key;
 use crate::replication::freshness::TooStale;
+use crate::replication::table::LogPoint;
 use crate::reply::Reply;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct Request {
     pub identity: Identity,
     /// The highest colour that the client has seen.
     pub colour: Colour,
+    /// The newest entry of the shard that an answer to the client included: if it is lost, the client gets [`Lost`].
+    pub seen: Option<LogPoint>,
 }
 
 /// The identity by which a retry of a request is recognised.
@@ -65,6 +68,8 @@ pub struct Query {
     pub principal: Arc<str>,
     /// The promise that its answer has to keep.
     pub read: Read,
+    /// As that of a [request](Request::seen). A [stale read](Read::Stale) ignores it.
+    pub seen: Option<LogPoint>,
 }
 
 /// The promise that a client wants of the answer to a query.
@@ -215,6 +220,7 @@ impl Answer {
             Ok(Reply::Ok(reply) | Reply::Err(reply)) => reply.len(),
             Err(Refusal::Panicked(text) | Refusal::FailedAgain { reason: text, .. }) => text.len(),
             Err(Refusal::Misuse(misuse)) => misuse.text_len(),
+            Err(Refusal::Lost(lost)) => size_of::<Lost>() + lost.service.len(),
             Err(_) => 0,
         };
         size_of::<Self>() + held
@@ -246,6 +252,28 @@ pub enum Limited {
     /// Dead letters.
     #[error("bytes of dead letters (dead_letter_bytes_max): retry or delete some")]
     DeadLetters,
+}
+
+/// Entries that an answer to the client included are lost: a failover of an asynchronous service went on without them, or an operator's
+/// did. The shard reports this instead of handling the call, so that the client builds on nothing that did not happen. Later calls
+/// carry [`now`](Self::now) as what they have seen, so each loss is reported to a client once it has come to it, and no more.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "shard {shard} of {service} has lost entries of epoch {} behind {kept}, and an answer to this client included entry {}; the \
+     call was not handled: read again what it builds on, repeat what is missing, and then repeat the call",
+    .seen.epoch, .seen.index
+)]
+pub struct Lost {
+    /// The shard.
+    pub shard: ShardId,
+    /// The name of its service.
+    pub service: String,
+    /// The newest entry that an answer to the client included.
+    pub seen: LogPoint,
+    /// The last entry of that epoch that survived; 0 if none did.
+    pub kept: Index,
+    /// The last entry of the shard when it reported the loss.
+    pub now: LogPoint,
 }
 
 /// Reasons for which a request was not handled.
@@ -375,6 +403,9 @@ pub enum Refusal {
     /// The state of this replica is older than a stale read allows.
     #[error(transparent)]
     TooStale(#[from] TooStale),
+    /// The client has seen what is lost.
+    #[error(transparent)]
+    Lost(#[from] Box<Lost>),
     /// There is no space for the log.
     #[error(
         "the data directory's disk is full, or too many files are open: writes are refused until there is room; reads go on"
@@ -403,7 +434,8 @@ impl Refusal {
             | Self::FailedAgain { .. }
             | Self::Misuse(_)
             | Self::Panicked(_)
-            | Self::Poisoned { .. } => true,
+            | Self::Poisoned { .. }
+            | Self::Lost(_) => true,
             Self::TooLong { .. }
             | Self::RequestTooLarge { .. }
             | Self::Overloaded { .. }

@@ -22,6 +22,7 @@ use stead_core::ids::{
 };
 use stead_core::key::Key;
 use stead_core::placement::Place;
+use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::topology::Topology;
 
@@ -71,6 +72,9 @@ pub enum Ask<'b> {
         /// The highest colour that the client has seen.
         #[n(5)]
         colour: Colour,
+        /// The newest entry of the shard that an answer to the client included.
+        #[n(6)]
+        seen: Option<LogPoint>,
     },
     /// To answer a query.
     #[n(3)]
@@ -90,6 +94,9 @@ pub enum Ask<'b> {
         /// The promise that the answer has to keep; `None` for that of the service.
         #[n(4)]
         read: Option<Promised>,
+        /// As that of a request.
+        #[n(5)]
+        seen: Option<LogPoint>,
     },
     /// To retry a dead letter, or to delete it.
     #[n(4)]

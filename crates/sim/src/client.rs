@@ -293,9 +293,17 @@ impl Clients {
         let (process, payload) = (calling.call.key.clone(), calling.call.payload.clone());
         let principal = Arc::clone(&client.principal);
         let input = if calling.call.query {
-            Input::Query(Query { token, process, payload, principal, read: Read::Service })
+            Input::Query(Query { token, process, payload, principal, read: Read::Service, seen: None })
         } else {
-            Input::Request(Request { token, process, payload, principal, identity, colour: client.colour })
+            Input::Request(Request {
+                token,
+                process,
+                payload,
+                principal,
+                identity,
+                colour: client.colour,
+                seen: None,
+            })
         };
         let shard = calling.shard;
         if let Some(identity) = self.identity(id) {
@@ -331,6 +339,7 @@ impl Clients {
             principal: Arc::clone(&client.principal),
             identity,
             colour: client.colour,
+            seen: None,
         });
         Some((calling.shard, input))
     }

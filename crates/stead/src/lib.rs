@@ -88,12 +88,13 @@ pub use stead_cluster::{
     OperateError, Problem, ReplicaLag, ServiceDial, ShardPlaces,
 };
 pub use stead_core::calls::Misuse;
-pub use stead_core::calls::{Limited, Read, Refusal};
+pub use stead_core::calls::{Limited, Lost, Read, Refusal};
 pub use stead_core::control::dial::Acks;
 pub use stead_core::handler::Limit;
 pub use stead_core::ids::{Colour, Epoch, Index, Micros, TaskId, Time, TimerId};
 pub use stead_core::placement::Place;
 pub use stead_core::replication::freshness::TooStale;
+pub use stead_core::replication::table::LogPoint;
 pub use stead_core::topology::Topology;
 pub use stead_net::network::AddressError;
 #[doc(inline)]

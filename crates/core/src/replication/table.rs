@@ -34,7 +34,13 @@ impl Losses {
     /// Whether an entry is recorded as lost.
     #[must_use]
     pub fn has(&self, point: LogPoint) -> bool {
-        self.0.get(&point.epoch).is_some_and(|last| point.index > *last)
+        self.kept_before(point).is_some()
+    }
+
+    /// Returns the last surviving index of the epoch of an entry that is recorded as lost; `None` for another one.
+    #[must_use]
+    pub fn kept_before(&self, point: LogPoint) -> Option<Index> {
+        self.0.get(&point.epoch).copied().filter(|last| point.index > *last)
     }
 
     /// Returns the epochs with their last surviving indexes, ascending.

@@ -31,6 +31,7 @@ use crate::ids::{
 use crate::key::Key;
 use crate::record::{RecordKey, SessionRecord, encode_value};
 use crate::records::Piece;
+use crate::replication::table::Losses;
 use crate::reply::Reply;
 use crate::shrink;
 use crate::state::{Header, State};
@@ -52,6 +53,8 @@ pub struct Shard {
     replica: Option<CommitTracker>,
     /// Clients are answered before their entries are committed.
     early: Option<Early>,
+    /// What failovers have lost, as the record of the epoch names it: final once the epoch is active (rule 19).
+    losses: Losses,
     /// The age of the state for the next query that allows one: 0 for a primary without peers.
     staleness: Micros,
     clock: Clock,
@@ -141,6 +144,7 @@ impl Shard {
             settings,
             replica: None,
             early: None,
+            losses: Losses::default(),
             staleness: Micros(0),
             clock,
             full: false,
@@ -308,6 +312,11 @@ impl Shard {
         let ready = (goes_on || self.job_is_ready()).then_some(self.clock.steady());
         let tasks = self.suspicion.deadline().filter(|_| !self.blocked());
         [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
+    }
+
+    /// Announces what failovers have lost to the clients that have seen it, in the epoch that begins next.
+    pub(crate) fn announce(&mut self, losses: Losses) {
+        self.losses = losses;
     }
 
     /// Continues the numbers of steps' runs behind those of an earlier epoch of this life, whose outcomes may still come. Must be called

@@ -2,13 +2,14 @@
 
 use super::{Effect, Effects, Failure, Invocation, Shard};
 use crate::blob::Blob;
-use crate::calls::{Answer, Caller, Identity, Limited, Query, Read, Refusal, Request};
+use crate::calls::{Answer, Caller, Identity, Limited, Lost, Query, Read, Refusal, Request};
 use crate::capture::{Capture, Reading};
 use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};
 use crate::ids::{CallToken, Index, RequestNumber, SessionId};
 use crate::key::Key;
 use crate::record::{AttemptRecord, IdempotencyRecord, Pending, RecordKey};
+use crate::replication::table::LogPoint;
 use crate::reply::Reply;
 use crate::state::State;
 use std::time::Duration;
@@ -75,7 +76,8 @@ impl Shard {
             return None;
         }
         // Only a request that would be handled needs an attempt.
-        let new = matches!(self.known_reply(request), Ok(None))
+        let new = self.check_seen(request.seen).is_ok()
+            && matches!(self.known_reply(request), Ok(None))
             && self.admit_request(request).is_ok()
             && self.check_poison(&suspect).is_ok();
         (new && !self.jobs.survived(&suspect)).then_some(suspect)
@@ -114,6 +116,7 @@ impl Shard {
         if !self.is_active() {
             return Err(Refusal::NotReady);
         }
+        self.check_seen(request.seen)?;
         let known = self.known_reply(request);
         if let (Err(Refusal::Overloaded { .. }), Identity::Session { session, confirmed, .. }) =
             (&known, &request.identity)
@@ -264,6 +267,17 @@ impl Shard {
         Ok(())
     }
 
+    /// Refuses a client that has seen what is lost. Must be asked while the epoch is active.
+    fn check_seen(&self, seen: Option<LogPoint>) -> Result<(), Refusal> {
+        let Some((seen, kept)) = seen.and_then(|seen| Some((seen, self.losses.kept_before(seen)?))) else {
+            return Ok(());
+        };
+        let (shard, position) = (self.state.shard(), self.state.position());
+        let service = self.topology.services()[usize::from(self.service.0)].name.clone();
+        let now = LogPoint { epoch: position.epoch, index: position.index };
+        Err(Box::new(Lost { shard, service, seen, kept, now }).into())
+    }
+
     /// Admission control of clients: internal messages never wait for space.
     pub(super) fn admit(&self, principal: &str) -> Result<(), Refusal> {
         if !self.is_active() {
@@ -302,7 +316,9 @@ impl Shard {
         if !self.is_active() || self.suspicion.held {
             return self.answer(query.token, Err(Refusal::NotReady), out);
         }
-        if let Err(refusal) = self.admit_answer() {
+        // A stale read promises no more than its age.
+        let seen = query.seen.filter(|_| !matches!(query.read, Read::Stale { .. }));
+        if let Err(refusal) = self.check_seen(seen).and_then(|()| self.admit_answer()) {
             return self.answer(query.token, Err(refusal), out);
         }
         let (service, time, epoch, position) =

@@ -217,6 +217,7 @@ impl ShardReplica {
         }
         let mut shard = Shard::new(state, self.topology.clone(), self.shard_settings.clone());
         shard.set_last_run(self.runs);
+        shard.announce(record.losses.clone());
         if std::mem::take(&mut self.is_clean) {
             shard.assume_clean();
         }
@@ -515,7 +516,7 @@ mod tests {
     use super::super::io::{Input, ReplicaName};
     use super::super::recovery::Recovery;
     use super::*;
-    use crate::calls::{Call, Identity, Outcome, Request};
+    use crate::calls::{Call, Identity, Lost, Outcome, Request};
     use crate::capture::View;
     use crate::commit_tracker::EpochConfig;
     use crate::handler::{Handler, Txn};
@@ -555,7 +556,7 @@ mod tests {
         }
 
         fn query(&mut self, _: &Call<'_>, _: View<'_>) -> Outcome {
-            unreachable!("nothing is queried")
+            Outcome::Replied(Reply::Ok(Blob::empty()))
         }
     }
 
@@ -607,6 +608,7 @@ mod tests {
             principal: "alice".into(),
             identity: Identity::None,
             colour: Colour(0),
+            seen: None,
         };
         let mut out = Effects::default();
         replica.handle_shard(NOW, shard::Input::Request(request), &mut Starter, &mut out);
@@ -635,6 +637,54 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_has_seen_what_is_lost_gets_a_report_of_it_and_no_other_one_does() {
+        let mut replica = replica(Settings::default());
+        let Input::Lead { mut record, learners, max_lag } = lead(3, LogPoint::default(), &[1], &[]) else {
+            unreachable!("it is one")
+        };
+        record.losses.record(Epoch(2), Index(4));
+        give(&mut replica, Input::Lead { record, learners, max_lag });
+        let point = |epoch, index| LogPoint { epoch: Epoch(epoch), index: Index(index) };
+        // The answer to a request, or to a query of a kind.
+        let mut ask = |seen, read: Option<Read>| {
+            let (token, process, payload) = (CallToken(1), Key::new("a").unwrap(), Blob::empty());
+            let (principal, identity, colour) = ("alice".into(), Identity::None, Colour(0));
+            let input = match read {
+                None => {
+                    let request = Request { token, process, payload, principal, identity, colour, seen };
+                    shard::Input::Request(request)
+                }
+                Some(read) => shard::Input::Query(Query { token, process, payload, principal, read, seen }),
+            };
+            let mut out = Effects::default();
+            replica.handle_shard(NOW, input, &mut Starter, &mut out);
+            replica.flush(NOW, &mut Starter, &mut out);
+            let records = out.log_records();
+            let mut effects = std::mem::take(&mut out.shard);
+            effects.extend(give(&mut replica, Input::Durable(records)));
+            let answer = effects.into_iter().find_map(|effect| match effect {
+                shard::Effect::Answer(answer) => Some(answer.result.map(|_| ())),
+                shard::Effect::Query(_) => Some(Ok(())),
+                _ => None,
+            });
+            answer.expect("it is answered")
+        };
+        for seen in [None, Some(point(2, 4)), Some(point(1, 9)), Some(point(3, 1))] {
+            assert_eq!(ask(seen, None), Ok(()), "{seen:?} is not lost");
+            assert_eq!(ask(seen, Some(Read::Linearizable)), Ok(()), "{seen:?} is not lost");
+        }
+        let seen = point(2, 5);
+        assert_eq!(ask(Some(seen), Some(Read::Stale { max_lag: None })), Ok(()));
+        for read in [Some(Read::Linearizable), Some(Read::Service), None] {
+            let Err(Refusal::Lost(lost)) = ask(Some(seen), read) else { panic!("{read:?} reports no loss") };
+            let Lost { shard, service, kept, now, .. } = *lost;
+            assert_eq!((shard, service.as_str(), kept, now.epoch), (ShardId(0), "list", Index(4), Epoch(3)));
+            assert_eq!(lost.seen, seen);
+            assert_eq!(ask(Some(now), read), Ok(()), "it goes on");
+        }
+    }
+
+    #[test]
     fn the_inputs_of_a_turn_share_a_frame_and_a_round() {
         let mut replica = replica(Settings::default());
         give(&mut replica, lead(1, LogPoint::default(), &[1, 2], &[]));
@@ -647,7 +697,7 @@ mod tests {
             let open = shard::Input::OpenSession { token, session, principal };
             replica.handle_shard(NOW, open, &mut Starter, &mut Effects::default());
             let (process, principal, read) = (process.clone(), "alice".into(), Read::Linearizable);
-            let query = Query { token, process, payload: Blob::empty(), principal, read };
+            let query = Query { token, process, payload: Blob::empty(), principal, read, seen: None };
             let mut out = Effects::default();
             replica.handle_shard(NOW, shard::Input::Query(query), &mut Starter, &mut out);
             assert!(out.replica.is_empty(), "{out:?}");
@@ -677,6 +727,7 @@ mod tests {
                 payload: Blob::from(vec![0; 3_000]),
                 principal: "alice".into(),
                 read: Read::default(),
+                seen: None,
             };
             let mut out = Effects::default();
             replica.handle_shard(NOW, shard::Input::Query(query), &mut Starter, &mut out);

@@ -233,6 +233,7 @@ impl One {
             principal: "alice".into(),
             identity: Identity::None,
             colour: Default::default(),
+            seen: None,
         };
         let mut out = Vec::new();
         self.0.handle(Now::at(Time(2)), Input::Request(request), &mut Does(does), &mut out);

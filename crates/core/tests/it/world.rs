@@ -439,6 +439,7 @@ impl World {
             principal: Arc::clone(&self.principal),
             identity,
             colour,
+            seen: None,
         };
         self.give(self.shard_of(key), Input::Request(request));
         self.next_token
@@ -459,6 +460,7 @@ impl World {
             payload: Blob::empty(),
             principal: "alice".into(),
             read: Read::default(),
+            seen: None,
         };
         self.give(self.shard_of(key), Input::Query(query));
         self.next_token

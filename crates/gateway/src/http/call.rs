@@ -17,14 +17,14 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead::{Colour, RawCall, RawError, RawReply, Read};
+use stead::{Colour, Epoch, Index, LogPoint, RawCall, RawError, RawReply, Read, Refusal};
 use utoipa::IntoParams;
 
 /// Identifies a call: repeating it with the same key and body returns the first answer, for 24 h by default.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Time that the client waits, in milliseconds; the server's own limit still holds.
 pub const STEAD_DEADLINE_MS: HeaderName = HeaderName::from_static("stead-deadline-ms");
-/// The position of the answering shard; a client sends the newest one with its next request.
+/// The position of the answering shard; a client sends the newest one, or that of each shard, with its next request.
 pub const STEAD_TOKEN: HeaderName = HeaderName::from_static("stead-token");
 /// The promise that the answer to a query has to keep: `linearizable`, `primary` or `stale`.
 pub const STEAD_READ: HeaderName = HeaderName::from_static("stead-read");
@@ -177,7 +177,7 @@ impl Gateway {
     ) -> Result<Response, Problem> {
         let Segments(OfProcess { service, key }) = path?;
         let within = self.deadline(headers)?;
-        self.heed_token(headers)?;
+        let seen = self.heed_tokens(headers, &service, &key)?;
         let body = self.body(headers, body, within).await?;
         let idempotency_key = single(headers, &IDEMPOTENCY_KEY)?.map(HeaderValue::as_bytes);
         if idempotency_key.is_some_and(<[u8]>::is_empty) {
@@ -189,10 +189,17 @@ impl Gateway {
         }
         .map_err(refused_json)?;
         let timeout = within.saturating_sub(started.elapsed());
-        let call =
-            RawCall { service: &service, key: &key, payload, principal: PRINCIPAL, idempotency_key, timeout };
-        let reply = within_time(timeout, self.client.call_raw(call)).await?;
-        self.answer(&service, &key, reply)
+        let call = RawCall {
+            service: &service,
+            key: &key,
+            payload,
+            principal: PRINCIPAL,
+            idempotency_key,
+            seen: seen.entry,
+            timeout,
+        };
+        let asked = in_time(timeout, self.client.call_raw(call)).await;
+        self.answer(&service, &key, asked, seen.colour)
     }
 
     async fn query(
@@ -204,7 +211,7 @@ impl Gateway {
         within: Duration,
     ) -> Result<Response, Problem> {
         let Segments(OfProcess { service, key }) = path?;
-        self.heed_token(headers)?;
+        let seen = self.heed_tokens(headers, &service, &key)?;
         let payload = transcode::json_to_msgpack(body).map_err(refused_json)?;
         let timeout = within.saturating_sub(started.elapsed());
         let call = RawCall {
@@ -213,11 +220,12 @@ impl Gateway {
             payload,
             principal: PRINCIPAL,
             idempotency_key: None,
+            seen: seen.entry,
             timeout,
         };
         let read = read(headers)?;
-        let reply = within_time(timeout, self.client.query_raw_with(call, read)).await?;
-        self.answer(&service, &key, reply)
+        let asked = in_time(timeout, self.client.query_raw_with(call, read)).await;
+        self.answer(&service, &key, asked, seen.colour)
     }
 
     /// Returns the timeout of this request.
@@ -227,25 +235,35 @@ impl Gateway {
             .map_or(longest, |ms| ms.min(longest)))
     }
 
-    /// Clients are channels: the shard that handles this request must have reached the position that the client has
-    /// seen.
-    fn heed_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let Some(header) = single(headers, &STEAD_TOKEN)? else { return Ok(()) };
-        let text = header.to_str().unwrap_or_default();
-        let token = self.tokens.verify(text).map_err(|error| {
-            Problem::new(Kind::BadToken, format!("invalid Stead-Token {text:?}: {error}"))
-        })?;
-        if token.incarnation != self.incarnation {
-            return Err(Problem::new(
-                Kind::BadToken,
-                format!(
-                    "the Stead-Token is of incarnation {}, this is {}",
-                    token.incarnation, self.incarnation
-                ),
-            ));
+    /// Clients are channels: the shard that handles this request must have reached the checkpoint that the client has seen, and
+    /// reports if it has lost what the client has seen of it.
+    fn heed_tokens(&self, headers: &HeaderMap, service: &str, key: &str) -> Result<Seen, Problem> {
+        let mut seen = Seen::default();
+        let Some(header) = single(headers, &STEAD_TOKEN)? else { return Ok(seen) };
+        let topology = self.node.topology();
+        let shard = topology.service_id(service).map(|service| topology.shard_of(service, key));
+        for text in header.to_str().unwrap_or_default().split(',').map(str::trim) {
+            let token = self.tokens.verify(text).map_err(|error| {
+                Problem::new(Kind::BadToken, format!("invalid Stead-Token {text:?}: {error}"))
+            })?;
+            if token.incarnation != self.incarnation {
+                return Err(Problem::new(
+                    Kind::BadToken,
+                    format!(
+                        "the Stead-Token is of incarnation {}, this is {}",
+                        token.incarnation, self.incarnation
+                    ),
+                ));
+            }
+            seen.colour = Colour(token.colour).max(seen.colour);
+            // Index 0 is of an answer that included nothing.
+            if shard.is_some_and(|shard| shard.0 == token.shard) && token.index > 0 {
+                let entry = LogPoint { epoch: Epoch(token.epoch), index: Index(token.index) };
+                seen.entry = Some(entry).max(seen.entry);
+            }
         }
-        self.client.saw(Colour(token.colour));
-        Ok(())
+        self.client.saw(seen.colour);
+        Ok(seen)
     }
 
     pub(super) async fn body(
@@ -276,16 +294,38 @@ impl Gateway {
         }
     }
 
-    fn answer(&self, service: &str, key: &str, raw: RawReply) -> Result<Response, Problem> {
+    /// Returns the token of a shard's position.
+    fn token(&self, shard: u32, entry: LogPoint, colour: Colour) -> HeaderValue {
         let token = self.tokens.sign(&Token {
             incarnation: self.incarnation,
-            shard: raw.shard.0,
-            epoch: raw.epoch.0,
-            index: raw.index.0,
-            colour: raw.colour.0,
+            shard,
+            epoch: entry.epoch.0,
+            index: entry.index.0,
+            colour: colour.0,
         });
-        let token =
-            HeaderValue::from_maybe_shared(Bytes::from(token)).expect("a token is digits, letters and dots");
+        HeaderValue::from_maybe_shared(Bytes::from(token)).expect("a token is digits, letters and dots")
+    }
+
+    /// Returns the answer to a client that had seen a colour.
+    fn answer(
+        &self,
+        service: &str,
+        key: &str,
+        asked: Result<RawReply, RawError>,
+        colour: Colour,
+    ) -> Result<Response, Problem> {
+        let raw = match asked {
+            Ok(raw) => raw,
+            Err(RawError::Refused(Refusal::Lost(lost))) => {
+                // With it the client goes on: the loss is reported to it.
+                let token = self.token(lost.shard.0, lost.now, colour);
+                let mut response = refusal::problem(RawError::Refused(Refusal::Lost(lost))).into_response();
+                response.headers_mut().insert(STEAD_TOKEN, token);
+                return Ok(response);
+            }
+            Err(error) => return Err(refusal::problem(error)),
+        };
+        let token = self.token(raw.shard.0, LogPoint { epoch: raw.epoch, index: raw.index }, raw.colour);
         let mut response = match raw.reply {
             Ok(reply) => {
                 let mut response =
@@ -357,13 +397,30 @@ pub(super) fn single<'a>(
     }
 }
 
+/// What a client has seen, as its tokens show it.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// The highest colour.
+    colour: Colour,
+    /// The newest entry of the shard that is called.
+    entry: Option<LogPoint>,
+}
+
 /// Waits for an answer, up to the timeout: a shard that a handler holds cannot report in time that it is late.
+async fn in_time<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, RawError>>,
+) -> Result<T, RawError> {
+    let answer = tokio::time::timeout(timeout, answer).await;
+    answer.unwrap_or(Err(RawError::TimedOut { after: timeout }))
+}
+
+/// Waits for an answer as [`in_time`] does, and returns the problem if there is none.
 pub(super) async fn within_time<T>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, RawError>>,
 ) -> Result<T, Problem> {
-    let answer = tokio::time::timeout(timeout, answer).await;
-    answer.unwrap_or(Err(RawError::TimedOut { after: timeout })).map_err(refusal::problem)
+    in_time(timeout, answer).await.map_err(refusal::problem)
 }
 
 fn refused_json(error: TranscodeError) -> Problem {

@@ -101,11 +101,12 @@ pub(super) struct ReadHeaders {
 }
 
 /// The header [`STEAD_TOKEN`](super::STEAD_TOKEN), for the description.
-#[expect(dead_code, reason = "only its description is used: Gateway::heed_token reads the header")]
+#[expect(dead_code, reason = "only its description is used: Gateway::heed_tokens reads the header")]
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub(super) struct TokenHeader {
-    /// The token of the newest answer that the client has.
+    /// The token of the newest answer that the client has, or the newest token of each shard, separated by commas: a request to a
+    /// shard that has lost what the client has seen of it is answered 409, `lost`.
     #[param(rename = "Stead-Token")]
     token: Option<String>,
 }

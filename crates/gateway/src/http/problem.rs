@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use stead::Lost;
 use utoipa::ToSchema;
 
 /// A kind of problem. Its name is the end of the problem's `type`, `urn:stead:problem:NAME`.
@@ -45,7 +46,7 @@ pub enum Kind {
     TooManyConnections,
     /// The token is not of this incarnation, or was changed.
     BadToken,
-    /// The state that the client's token refers to is lost.
+    /// Entries that the client's token refers to are lost.
     Lost,
     /// The service answered with an error of its own.
     HandlerError,
@@ -213,8 +214,9 @@ impl Kind {
             Self::Lost => (
                 "lost",
                 S::CONFLICT,
-                "The state that the Stead-Token refers to is lost",
-                "read the data again without the token",
+                "What the Stead-Token refers to is lost",
+                "the request was not handled: read again what it builds on, repeat what is missing, and then repeat it with the \
+                 Stead-Token of this answer",
             ),
             Self::HandlerError => (
                 "handler-error",
@@ -407,6 +409,32 @@ pub struct Problem {
     /// The time after which to retry, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// What was lost of that which answers to the client included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<LostEntries>,
+}
+
+/// Entries that a failover of an asynchronous service, or an operator's, went on without, and that answers to a client included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LostEntries {
+    /// The service.
+    pub service: String,
+    /// The shard.
+    pub shard: u32,
+    /// The epoch of the entries.
+    pub epoch: u64,
+    /// The last entry of the epoch that survived; 0 if none did.
+    pub kept: u64,
+    /// The newest entry that an answer to the client included.
+    pub seen: u64,
+}
+
+impl LostEntries {
+    pub(super) fn of(lost: &Lost) -> Self {
+        let Lost { shard, service, seen, kept, .. } = lost;
+        let (service, shard) = (service.clone(), shard.0);
+        Self { service, shard, epoch: seen.epoch.0, kept: kept.0, seen: seen.index.0 }
+    }
 }
 
 impl Problem {
@@ -422,6 +450,7 @@ impl Problem {
             hint: hint.to_owned(),
             error: None,
             retry_after_ms: None,
+            lost: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Converts the library's errors into problems: one exhaustive match, so that a new variant gets its answer.
 
-use super::problem::{Kind, Problem};
+use super::problem::{Kind, LostEntries, Problem};
 use stead::codec::CodecError;
 use stead::offline::OfflineError;
 use stead::{Misuse, RawError, Refusal};
@@ -45,6 +45,9 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::NotReady => return Problem::new(Kind::NotReady, detail).retry_after_ms(100),
             Refusal::TooStale(_) => return Problem::new(Kind::TooStale, detail).retry_after_ms(100),
             Refusal::Full => Kind::Full,
+            Refusal::Lost(lost) => {
+                return Problem { lost: Some(LostEntries::of(&lost)), ..Problem::new(Kind::Lost, detail) };
+            }
         },
     };
     Problem::new(kind, detail)

@@ -2,9 +2,10 @@
 
 use minicbor::{Decode, Encode};
 use std::time::Duration;
-use stead_core::calls::{Limited, Misuse, Refusal};
-use stead_core::ids::{Index, Micros, RequestNumber, SessionId};
+use stead_core::calls::{Limited, Lost, Misuse, Refusal};
+use stead_core::ids::{Index, Micros, RequestNumber, SessionId, ShardId};
 use stead_core::replication::freshness::TooStale;
+use stead_core::replication::table::LogPoint;
 
 /// A [`Refusal`] as answers carry it.
 #[derive(Encode, Decode)]
@@ -59,6 +60,9 @@ pub(super) enum Refused {
     TooStale(#[n(0)] u64, #[n(1)] u64),
     #[n(23)]
     AgeUnknown,
+    /// The shard, its service, what the client has seen, the last index that survived, and the last entry now.
+    #[n(24)]
+    Lost(#[n(0)] ShardId, #[n(1)] String, #[n(2)] LogPoint, #[n(3)] Index, #[n(4)] LogPoint),
 }
 
 /// A [`Limited`] as answers carry it.
@@ -135,6 +139,10 @@ impl From<&Refusal> for Refused {
                 Self::TooStale(staleness.0, max_lag.0)
             }
             Refusal::TooStale(TooStale::Unknown) => Self::AgeUnknown,
+            Refusal::Lost(lost) => {
+                let Lost { shard, service, seen, kept, now } = *lost;
+                Self::Lost(shard, service, seen, kept, now)
+            }
         }
     }
 }
@@ -184,6 +192,9 @@ impl From<Refused> for Refusal {
                 TooStale::Over { staleness: Micros(staleness), max_lag: Micros(max_lag) }.into()
             }
             Refused::AgeUnknown => TooStale::Unknown.into(),
+            Refused::Lost(shard, service, seen, kept, now) => {
+                Self::Lost(Box::new(Lost { shard, service, seen, kept, now }))
+            }
         }
     }
 }

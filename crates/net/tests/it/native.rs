@@ -3,7 +3,7 @@
 use crate::connections::{local, settings, take};
 use std::time::Duration;
 use stead_core::blob::Blob;
-use stead_core::calls::{self, Identity, Limited, Misuse, Read, Refusal};
+use stead_core::calls::{self, Identity, Limited, Lost, Misuse, Read, Refusal};
 use stead_core::ids::{
     BodyHash, CallToken, ClusterId, Colour, Epoch, Incarnation, Index, Life, Micros, RequestNumber,
     SessionId, ShardId, Time,
@@ -11,6 +11,7 @@ use stead_core::ids::{
 use stead_core::key::Key;
 use stead_core::placement::Place;
 use stead_core::replication::freshness::TooStale;
+use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::topology::Topology;
 use stead_net::connection::{Connection, Event, Failure};
@@ -55,6 +56,13 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Full,
         Refusal::TooStale(TooStale::Over { staleness: Micros(9), max_lag: Micros(8) }),
         Refusal::TooStale(TooStale::Unknown),
+        Refusal::Lost(Box::new(Lost {
+            shard: ShardId(3),
+            service: text(),
+            seen: LogPoint { epoch: Epoch(2), index: Index(9) },
+            kept: Index(7),
+            now: LogPoint { epoch: Epoch(4), index: Index(8) },
+        })),
     ];
     refusals.extend(limited.map(|what| Refusal::LimitReached { what, max: 10, retry_after: after }));
     refusals
@@ -103,22 +111,26 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
     }
 }
 
-fn asks() -> [Ask<'static>; 10] {
+fn asks() -> [Ask<'static>; 12] {
     let (shard, process) = (ShardId(3), Key::new("key").unwrap());
     let payload = Blob::from(&b"payload"[..]);
     let (session, principal) = (SessionId(u128::MAX), "local");
-    let request = |identity: Identity| Ask::Request {
+    let request_of = |identity: Identity, seen| Ask::Request {
         shard,
         process: process.clone(),
         payload: payload.clone(),
         principal,
         identity: identity.into(),
         colour: Colour(9),
+        seen,
     };
-    let query = |read| {
+    let request = |identity| request_of(identity, None);
+    let query_of = |read, seen| {
         let (process, payload) = (process.clone(), payload.clone());
-        Ask::Query { shard, process, payload, principal, read: Promised::of(read) }
+        Ask::Query { shard, process, payload, principal, read: Promised::of(read), seen }
     };
+    let query = |read| query_of(read, None);
+    let seen = Some(LogPoint { epoch: Epoch(4), index: Index(1 << 40) });
     [
         Ask::Topology,
         Ask::OpenSession { shard, session, principal },
@@ -130,6 +142,8 @@ fn asks() -> [Ask<'static>; 10] {
         query(Read::Primary),
         query(Read::Stale { max_lag: Some(Micros(5)) }),
         Ask::DeadLetter { shard, letter: Index(1), retry: true },
+        request_of(Identity::None, seen),
+        query_of(Read::Service, seen),
     ]
 }
 
@@ -181,6 +195,7 @@ fn the_first_version_is_read() {
         principal: "p",
         identity: Identified::None,
         colour: Colour(9),
+        seen: None,
     };
     assert_eq!(Ask::decode(&bytes), Ok((Duration::from_millis(1), ask.clone())));
     assert_eq!(bytes_of(Duration::from_millis(1), &ask), bytes);
@@ -189,7 +204,7 @@ fn the_first_version_is_read() {
     assert_eq!(&reply.encode()[..], answer);
     let query = [1, 0, 0, 0, 0x82, 3, 0x84, 3, 0x63, b'k', b'e', b'y', 0x42, 1, 2, 0x61, b'p'];
     let read = Ask::decode(&query).unwrap().1;
-    assert!(matches!(&read, Ask::Query { read: None, .. }), "{read:?}");
+    assert!(matches!(&read, Ask::Query { read: None, seen: None, .. }), "{read:?}");
     assert_eq!(bytes_of(Duration::from_millis(1), &read), query);
 }
 

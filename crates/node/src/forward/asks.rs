@@ -33,16 +33,16 @@ pub(crate) fn command_of<C>(
             let principal = intern(principal);
             (shard, Command::OpenSession { shard, session, principal, reply_to: Some(reply_to) })
         }
-        Ask::Request { shard, process, payload, principal, identity, colour } => {
+        Ask::Request { shard, process, payload, principal, identity, colour, seen } => {
             check_place(topology, shard, &process)?;
             let (principal, identity) = (intern(principal), identity.into());
-            let request = Request { token, process, payload, principal, identity, colour };
+            let request = Request { token, process, payload, principal, identity, colour, seen };
             (shard, Command::Request { shard, request, reply_to })
         }
-        Ask::Query { shard, process, payload, principal, read } => {
+        Ask::Query { shard, process, payload, principal, read, seen } => {
             check_place(topology, shard, &process)?;
             let read = read.map_or(Read::Service, Read::from);
-            let query = Query { token, process, payload, principal: intern(principal), read };
+            let query = Query { token, process, payload, principal: intern(principal), read, seen };
             (shard, Command::Query { shard, query, reply_to })
         }
         Ask::DeadLetter { shard, letter, retry } => {
@@ -74,20 +74,22 @@ pub(crate) fn ask_of(shard: ShardId, input: &Input) -> Option<(Bytes, bool)> {
         Input::OpenSession { session, principal, .. } => {
             Ask::OpenSession { shard, session: *session, principal }
         }
-        Input::Request(Request { process, payload, principal, identity, colour, .. }) => Ask::Request {
+        Input::Request(Request { process, payload, principal, identity, colour, seen, .. }) => Ask::Request {
             shard,
             process: process.clone(),
             payload: payload.clone(),
             principal,
             identity: identity.clone().into(),
             colour: *colour,
+            seen: *seen,
         },
-        Input::Query(Query { process, payload, principal, read, .. }) => Ask::Query {
+        Input::Query(Query { process, payload, principal, read, seen, .. }) => Ask::Query {
             shard,
             process: process.clone(),
             payload: payload.clone(),
             principal,
             read: Promised::of(*read),
+            seen: *seen,
         },
         Input::DeadLetter { letter, action, .. } => {
             Ask::DeadLetter { shard, letter: *letter, retry: *action == DeadLetterAction::Retry }

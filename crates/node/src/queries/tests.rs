@@ -125,6 +125,7 @@ impl Node {
                 payload: Blob::empty(),
                 principal: "test".into(),
                 read: Read::Service,
+                seen: None,
             },
             service: ServiceId(service),
             time: self.hub.now(),

@@ -34,11 +34,13 @@ pub enum ClusterBug {
     WipedVoter,
     /// A primary goes on in its epoch after a restart (rule 11).
     RestartedPrimary,
+    /// A node does not pass on what a client has seen, so that no loss is reported to it.
+    LossUnreported,
 }
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::StoredBeforeSync,
         Self::RetryWithoutIdentity,
         Self::MessagesBeforeLog,
@@ -51,6 +53,7 @@ impl ClusterBug {
         Self::LeaseIgnored,
         Self::WipedVoter,
         Self::RestartedPrimary,
+        Self::LossUnreported,
     ];
 
     /// Returns its name on the command line.
@@ -69,6 +72,7 @@ impl ClusterBug {
             Self::LeaseIgnored => "lease-ignored",
             Self::WipedVoter => "wiped-voter",
             Self::RestartedPrimary => "restarted-primary",
+            Self::LossUnreported => "loss-unreported",
         }
     }
 
@@ -100,7 +104,9 @@ impl ClusterBug {
     /// Draws more of what meets the bug.
     pub(super) fn bend(self, dials: &mut Dials) {
         match self {
-            Self::LossUnannounced => (dials.are_asynchronous, dials.lease_max) = (true, 40),
+            Self::LossUnannounced | Self::LossUnreported => {
+                (dials.are_asynchronous, dials.lease_max) = (true, 40);
+            }
             Self::LeaseIgnored => (dials.are_asynchronous, dials.lease_max) = (true, 60),
             _ => {}
         }
@@ -114,6 +120,7 @@ impl ClusterBug {
             Self::StoredBeforeSync => &[1, 2, 4, 5, 6, 7, 8, 14],
             Self::RetryWithoutIdentity | Self::ForwardedWithoutIdentity => &[7],
             Self::MessagesBeforeLog => &[5],
+            Self::LossUnreported => &[4],
             Self::ShiftedSequence => &[5, 8],
             // Its node does not start, or its peers wait for entries for ever.
             Self::TrimmedTooFar => &[2, 17],

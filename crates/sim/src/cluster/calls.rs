@@ -25,7 +25,8 @@ impl Cluster {
         }
         let now = self.now;
         if one_in(&mut self.rng, 3) {
-            let (call, ask) = self.clients.begin_once(now, &self.topology, &self.model, &mut self.rng);
+            let (call, ask) =
+                self.clients.begin_once(client, now, &self.topology, &self.model, &mut self.rng);
             self.send_try(call, ask, false);
         } else if self.clients.begin(client, &self.topology, &self.model, &mut self.rng) {
             self.send_call(client, false);
@@ -68,7 +69,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn call(&mut self, to: usize, call: u64, ask: Ask, patience: u64) -> Outcome {
+    pub(super) fn call(&mut self, to: usize, call: u64, mut ask: Ask, patience: u64) -> Outcome {
+        if self.bug == Some(ClusterBug::LossUnreported) {
+            match &mut ask {
+                Ask::Request { request, .. } => request.seen = None,
+                Ask::Query { query, .. } => query.seen = None,
+                Ask::Open { .. } => {}
+            }
+        }
         let machine = &self.machines[to];
         let Some(running) = &machine.life else {
             // Nothing listens there.
@@ -106,7 +114,8 @@ impl Cluster {
         let is_lost = result.is_err();
         let is_answer = result.as_ref().is_ok_and(|answer| answer.result.is_ok());
         let asks_again = !self.is_calm && one_in(&mut self.rng, 6);
-        let is_over = self.clients.hear((client, call), result, &mut self.model, self.now, asks_again)?;
+        let (heard, model, marks) = ((client, call), &mut self.model, &mut self.marks);
+        let is_over = self.clients.hear(heard, result, model, self.now, asks_again, marks)?;
         if !is_over && (is_answer || is_lost && self.rng.bool()) {
             // A session is open now, the client asks once more, or it turns to another node.
             self.send_call(client, true);

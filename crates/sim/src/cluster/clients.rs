@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
-use stead_core::ids::{BodyHash, CallToken, Colour, Micros, RequestNumber, SessionId, ShardId};
+use stead_core::ids::{BodyHash, CallToken, Colour, Index, Micros, RequestNumber, SessionId, ShardId};
 use stead_core::key::Key;
 use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
@@ -55,13 +55,18 @@ struct Pending {
     answered: Option<(u32, LogPoint)>,
     /// The number of its last try.
     call: u64,
+    /// The entry that this try brought along as seen.
+    seen: Option<LogPoint>,
 }
 
 /// A call that is sent once.
 struct Once {
+    client: usize,
     process: Key,
     shard: ShardId,
     floor: Floor,
+    /// The entry that it brought along as seen.
+    seen: Option<LogPoint>,
     kind: OnceKind,
 }
 
@@ -79,6 +84,19 @@ struct Client {
     pending: Option<Pending>,
     /// By shard.
     sessions: BTreeMap<ShardId, Session>,
+    /// By shard, the newest entry that an answer included.
+    seen: BTreeMap<ShardId, LogPoint>,
+}
+
+impl Client {
+    /// Notes what an answer included.
+    fn saw(&mut self, shard: ShardId, answer: &Answer) {
+        let point = point_of(answer);
+        if point.index > Index(0) {
+            let newest = self.seen.entry(shard).or_default();
+            *newest = point.max(*newest);
+        }
+    }
 }
 
 pub(super) struct Clients {
@@ -131,8 +149,9 @@ impl Clients {
             self.next_in_session(at, shard)
         };
         let floor = model.floor(&process);
-        let (answered, call) = (None, 0);
-        self.all[at].pending = Some(Pending { number, process, shard, identity, floor, answered, call });
+        let (answered, call, seen) = (None, 0, None);
+        self.all[at].pending =
+            Some(Pending { number, process, shard, identity, floor, answered, call, seen });
         true
     }
 
@@ -153,9 +172,10 @@ impl Clients {
         Identity::Session { session: session.id, number: session.last, confirmed: session.confirmed }
     }
 
-    /// Begins a call that is sent once: a read of any kind, or a write without identity.
+    /// Begins a call of a client that is sent once: a read of any kind, or a write without identity.
     pub(super) fn begin_once(
         &mut self,
+        client: usize,
         now: u64,
         topology: &Topology,
         model: &Model,
@@ -163,7 +183,7 @@ impl Clients {
     ) -> (u64, Ask) {
         self.last_call += 1;
         let (process, shard) = any_process(topology, rng);
-        let floor = model.floor(&process);
+        let (floor, seen) = (model.floor(&process), self.all[client].seen.get(&shard).copied());
         let read = match rng.u8(..6) {
             0 => None,
             1 => Some(Read::Linearizable),
@@ -175,8 +195,8 @@ impl Clients {
         let (kind, ask) = match read {
             None => {
                 self.last_number += 1;
-                let ask =
-                    Ask::Request { shard, request: request(&process, self.last_number, Identity::None) };
+                let request = request(&process, self.last_number, Identity::None, seen);
+                let ask = Ask::Request { shard, request };
                 (OnceKind::Write(self.last_number), ask)
             }
             Some(read) => {
@@ -184,13 +204,12 @@ impl Clients {
                     Read::Stale { max_lag } => OnceKind::Stale(now, max_lag),
                     _ => OnceKind::Read,
                 };
-                let (token, payload) = (CallToken(0), Blob::empty());
-                let query =
-                    Query { token, process: process.clone(), payload, principal: "alice".into(), read };
+                let (token, process, payload) = (CallToken(0), process.clone(), Blob::empty());
+                let query = Query { token, process, payload, principal: "alice".into(), read, seen };
                 (kind, Ask::Query { shard, query })
             }
         };
-        self.once.insert(self.last_call, Once { process, shard, floor, kind });
+        self.once.insert(self.last_call, Once { client, process, shard, floor, seen, kind });
         (self.last_call, ask)
     }
 
@@ -202,13 +221,14 @@ impl Clients {
         let (call, shard) = (self.last_call, pending.shard);
         self.tries.remove(&pending.call);
         self.tries.insert(call, at);
-        pending.call = call;
+        (pending.call, pending.seen) = (call, None);
         if let Identity::Session { session, .. } = pending.identity
             && client.sessions.get(&shard).is_some_and(|session| session.opened.is_none())
         {
             return Some((call, Ask::Open { shard, session }));
         }
-        let request = request(&pending.process, pending.number, pending.identity.clone());
+        pending.seen = client.seen.get(&shard).copied();
+        let request = request(&pending.process, pending.number, pending.identity.clone(), pending.seen);
         Some((call, Ask::Request { shard, request }))
     }
 
@@ -220,9 +240,20 @@ impl Clients {
         model: &mut Model,
         now: u64,
         asks_again: bool,
+        marks: &mut ClusterMarks,
     ) -> Result<bool, Violation> {
         let client = &mut self.all[at];
-        let pending = client.pending.as_mut().expect("only tries of a write without an answer count");
+        let pending = client.pending.as_ref().expect("only tries of a write without an answer count");
+        if let Ok(answer) = &result {
+            let (shard, seen) = (pending.shard, pending.seen);
+            let is_report = model.judge_report(shard, seen, answer)?;
+            client.saw(shard, answer);
+            if is_report {
+                marks.hit(ClusterMark::LossReported);
+                return Ok(false);
+            }
+        }
+        let pending = client.pending.as_mut().expect("it was found above");
         let session = client.sessions.get_mut(&pending.shard);
         let (reply, point) = match result.map(|answer| (point_of(&answer), answer.result)) {
             Ok((point, Ok(Reply::Ok(reply)))) => (reply, point),
@@ -298,7 +329,19 @@ impl Clients {
         now: u64,
         marks: &mut ClusterMarks,
     ) -> Result<(), Violation> {
-        let Some(Once { process, shard, floor, kind }) = self.once.remove(&call) else { return Ok(()) };
+        let Some(Once { client, process, shard, floor, seen, kind }) = self.once.remove(&call) else {
+            return Ok(());
+        };
+        if let Ok(answer) = &result {
+            // A stale read promises no more than its age.
+            let seen = seen.filter(|_| !matches!(kind, OnceKind::Stale(..)));
+            let is_report = model.judge_report(shard, seen, answer)?;
+            self.all[client].saw(shard, answer);
+            if is_report {
+                marks.hit(ClusterMark::LossReported);
+                return Ok(());
+            }
+        }
         let Ok(Answer { result: Ok(Reply::Ok(ref reply)), staleness, .. }) = result else { return Ok(()) };
         let point = point_of(result.as_ref().expect("it is an answer"));
         let Some(count) = number_in(reply) else {
@@ -325,7 +368,7 @@ fn any_process(topology: &Topology, rng: &mut Rng) -> (Key, ShardId) {
     (process, shard)
 }
 
-fn request(process: &Key, number: u32, identity: Identity) -> Request {
+fn request(process: &Key, number: u32, identity: Identity, seen: Option<LogPoint>) -> Request {
     Request {
         token: CallToken(0),
         process: process.clone(),
@@ -333,6 +376,7 @@ fn request(process: &Key, number: u32, identity: Identity) -> Request {
         principal: Arc::from("alice"),
         identity,
         colour: Colour(0),
+        seen,
     }
 }
 

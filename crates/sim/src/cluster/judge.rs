@@ -4,6 +4,7 @@
 use super::model::Model;
 use crate::violation::Violation;
 use std::collections::BTreeMap;
+use stead_core::calls::{Answer, Lost, Refusal};
 use stead_core::ids::{Index, Micros, ShardId};
 use stead_core::replication::table::LogPoint;
 
@@ -123,6 +124,42 @@ impl Model {
         }
         self.note_floor(now, &process);
         Ok(())
+    }
+
+    /// Judges whether an answer reports the loss of what its client had seen of the shard when it sent the call: its primary does so if
+    /// the record of its epoch names that loss, and only then. Returns whether it does.
+    pub(super) fn judge_report(
+        &self,
+        shard: ShardId,
+        seen: Option<LogPoint>,
+        answer: &Answer,
+    ) -> Result<bool, Violation> {
+        let lost = seen.and_then(|seen| Some((seen, self.kept_before(shard, seen, answer.epoch)?)));
+        let what = |text: &str| {
+            let (epoch, index) = (answer.epoch, answer.index);
+            format!(
+                "the client of shard {shard} has seen {seen:?}, and is answered at {index} of epoch {epoch}: {text}"
+            )
+        };
+        match (&answer.result, lost) {
+            (Err(Refusal::Lost(report)), Some((seen, kept))) => {
+                let Lost { now, .. } = **report;
+                let is_right = (report.shard, report.seen, report.kept) == (shard, seen, kept);
+                if !is_right
+                    || now.epoch != answer.epoch
+                    || self.kept_before(shard, now, answer.epoch).is_some()
+                {
+                    return Err(Violation::new(4, what(&format!("{report:?} is not what was lost"))));
+                }
+                Ok(true)
+            }
+            (Err(Refusal::Lost(_)), None) => Err(Violation::new(4, what("a loss is reported that is none"))),
+            // One with index 0 saw nothing.
+            (_, Some((_, kept))) if answer.index > Index(0) => {
+                Err(Violation::new(4, what(&format!("what is behind {kept} is lost, and not reported"))))
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Judges a stale read that was sent at a time: it shows the state at a commit index, and all that was answered before its age.

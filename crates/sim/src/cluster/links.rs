@@ -170,9 +170,9 @@ impl Cluster {
         }
         if is_again && self.bug == Some(ClusterBug::ForwardedWithoutIdentity) {
             let stripped = match Ask::decode_untimed(&call.ask) {
-                Ok(Ask::Request { shard, process, payload, principal, colour, .. }) => {
+                Ok(Ask::Request { shard, process, payload, principal, colour, seen, .. }) => {
                     let identity = Identified::None;
-                    Ask::Request { shard, process, payload, principal, identity, colour }.encode()
+                    Ask::Request { shard, process, payload, principal, identity, colour, seen }.encode()
                 }
                 _ => return,
             };

@@ -63,13 +63,15 @@ pub enum ClusterMark {
     Early,
     /// An answer that left early was lost, and announced.
     Lost,
+    /// A client got the report that what it has seen is lost.
+    LossReported,
     /// A primary under a lease stood still for longer than that.
     PausedLease,
 }
 
 impl ClusterMark {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Killed,
         Self::PowerCut,
         Self::CrashInRecovery,
@@ -99,6 +101,7 @@ impl ClusterMark {
         Self::Cut,
         Self::Early,
         Self::Lost,
+        Self::LossReported,
         Self::PausedLease,
     ];
 
@@ -135,6 +138,7 @@ impl ClusterMark {
             Self::Cut => "logs cut where they differ",
             Self::Early => "answers before their commit",
             Self::Lost => "answers lost and announced",
+            Self::LossReported => "losses reported to clients that have seen what is lost",
             Self::PausedLease => "primaries paused for longer than their lease",
         }
     }

@@ -150,6 +150,16 @@ impl Model {
         self.records.get(&(shard, epoch)).is_some_and(|record| record.config.is_asynchronous())
     }
 
+    /// Returns the last index before an entry that survived, if the entry was lost before an epoch.
+    pub(super) fn kept_before(&self, shard: ShardId, point: LogPoint, epoch: Epoch) -> Option<Index> {
+        self.records
+            .get(&(shard, epoch))?
+            .losses
+            .iter()
+            .find(|kept| kept.epoch == point.epoch && kept.index < point.index)
+            .map(|kept| kept.index)
+    }
+
     /// Whether the loss of an entry is announced, and final: the epoch that announces it is active.
     pub(super) fn has_lost(&self, shard: ShardId, point: LogPoint) -> bool {
         let active = self.shards[shard.0 as usize].active.iter();

@@ -31,7 +31,7 @@ fn clusters_keep_every_answer_and_message() {
 }
 
 /// Marks that take more seeds than these.
-const RARE: [ClusterMark; 8] = [
+const RARE: [ClusterMark; 9] = [
     ClusterMark::TrimmedBesideTransfer,
     ClusterMark::CrashInRecovery,
     ClusterMark::SnapshotSent,
@@ -39,6 +39,7 @@ const RARE: [ClusterMark; 8] = [
     ClusterMark::DiskLost,
     ClusterMark::ForwardedOverTwo,
     ClusterMark::Lost,
+    ClusterMark::LossReported,
     ClusterMark::PausedLease,
 ];
 

@@ -17,6 +17,7 @@ use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Epoch, Index, SessionId, ShardId};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
+use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::shard::DeadLetterAction;
 use stead_core::topology::Topology;
@@ -44,6 +45,9 @@ use xxhash_rust::xxh3::xxh3_128;
 /// applied twice. A request of more than 2 MiB is refused ([`Refusal::TooLong`]). A call without an
 /// identity ([`Client::call_raw`] for another principal without an idempotency key, [`Client::retry_dead_letter`],
 /// [`Client::drop_dead_letter`]) then ends with [`RawError::Network`].
+///
+/// A failover of an asynchronous service may lose answered requests. If an answer to this client included some that are lost, its
+/// next call of that shard is refused with what is lost ([`Refusal::Lost`]); calls after that go on.
 #[derive(Clone)]
 pub struct Client {
     route: Route,
@@ -106,6 +110,9 @@ pub struct RawCall<'a> {
     /// Identifies a retry for [`idempotency_ttl`](crate::ServiceOptions::idempotency_ttl): at most 256 bytes. Queries
     /// ignore it.
     pub idempotency_key: Option<&'a [u8]>,
+    /// The newest entry of the process's shard that an answer to the caller included: [`RawReply::epoch`] and [`RawReply::index`].
+    /// If it is lost, the call is refused ([`Refusal::Lost`]). A client's calls with types bring along what its own answers included.
+    pub seen: Option<LogPoint>,
     /// Time to wait for the answer.
     pub timeout: Duration,
 }
@@ -226,7 +233,8 @@ impl Client {
     ) -> Result<P::Reply, CallError<P::Error>> {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&request, "a request", P::SERVICE).map_err(RawError::from)?;
-        let answer = self.ask_in_session(shard, process, payload, self.timeout).await?;
+        let seen = self.sessions.seen(shard);
+        let answer = self.ask_in_session(shard, process, payload, seen, self.timeout).await?;
         read_reply::<P, P::Reply>(answer)
     }
 
@@ -246,8 +254,9 @@ impl Client {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&request, "a request", P::SERVICE).map_err(RawError::from)?;
         let identity = idempotency(idempotency_key, &payload);
-        let answer =
-            self.ask(shard, process, payload, Arc::clone(&self.principal), identity, self.timeout).await?;
+        let (principal, seen) = (Arc::clone(&self.principal), self.sessions.seen(shard));
+        let request = self.request(process, payload, principal, identity, seen);
+        let answer = self.ask(shard, request, self.timeout).await?;
         read_reply::<P, P::Reply>(answer)
     }
 
@@ -278,7 +287,8 @@ impl Client {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&query, "a query", P::SERVICE).map_err(RawError::from)?;
         let principal = Arc::clone(&self.principal);
-        let query = Query { token: CallToken(0), process, payload, principal, read };
+        let seen = self.sessions.seen(shard);
+        let query = Query { token: CallToken(0), process, payload, principal, read, seen };
         let answer = self.ask_query(shard, query, self.timeout).await?;
         let (index, staleness) = (answer.index, answer.staleness.map(Duration::from));
         Ok(Queried { answer: read_reply::<P, P::Answer>(answer)?, index, staleness })
@@ -295,11 +305,13 @@ impl Client {
         if let (Route::Away(_), None) = (&self.route, call.idempotency_key)
             && call.principal == &*self.principal
         {
-            return raw_reply(shard, self.ask_in_session(shard, process, payload, call.timeout).await?);
+            let asked = self.ask_in_session(shard, process, payload, call.seen, call.timeout);
+            return raw_reply(shard, asked.await?);
         }
         let identity = call.idempotency_key.map_or(Identity::None, |key| idempotency(key, &payload));
         let principal = self.principal_for(call.principal);
-        raw_reply(shard, self.ask(shard, process, payload, principal, identity, call.timeout).await?)
+        let request = self.request(process, payload, principal, identity, call.seen);
+        raw_reply(shard, self.ask(shard, request, call.timeout).await?)
     }
 
     /// Queries a process without types.
@@ -317,8 +329,8 @@ impl Client {
     pub async fn query_raw_with(&self, call: RawCall<'_>, read: Read) -> Result<RawReply, RawError> {
         let (shard, process) = self.locate_raw(call.service, call.key)?;
         let principal = self.principal_for(call.principal);
-        let query =
-            Query { token: CallToken(0), process, payload: Blob::from(call.payload), principal, read };
+        let (token, payload, seen) = (CallToken(0), Blob::from(call.payload), call.seen);
+        let query = Query { token, process, payload, principal, read, seen };
         raw_reply(shard, self.ask_query(shard, query, call.timeout).await?)
     }
 
@@ -357,11 +369,11 @@ impl Client {
             Route::Here(shared) => {
                 let (reply_to, answer) = receive(shared, self.timeout);
                 shared.dead_letter(shard, letter, action, reply_to)?;
-                self.answered(shared, answer.await)
+                self.answered(shared, shard, answer.await)
             }
             Route::Away(remote) => {
                 let ask = Ask::DeadLetter { shard, letter, retry: action == DeadLetterAction::Retry };
-                self.answer_of(remote.ask(&ask, remote.within(self.timeout)).await?, self.timeout)
+                self.answer_of(shard, remote.ask(&ask, remote.within(self.timeout)).await?, self.timeout)
             }
         }
     }
@@ -376,7 +388,7 @@ impl Client {
     ) -> Result<Answer, RawError> {
         let (reply_to, answer) = receive(shared, self.timeout);
         shared.delete(shard, process, records, reply_to)?;
-        self.answered(shared, answer.await)
+        self.answered(shared, shard, answer.await)
     }
 
     fn principal_for(&self, name: &str) -> Arc<str> {
@@ -399,17 +411,32 @@ impl Client {
         Ok((topology.shard_of(id, &process), process))
     }
 
+    fn request(
+        &self,
+        process: Key,
+        payload: Blob,
+        principal: Arc<str>,
+        identity: Identity,
+        seen: Option<LogPoint>,
+    ) -> Request {
+        let colour = self.sessions.colour();
+        Request { token: CallToken(0), process, payload, principal, identity, colour, seen }
+    }
+
     /// Sends a request in a session.
     async fn ask_in_session(
         &self,
         shard: ShardId,
         process: Key,
         payload: Blob,
+        seen: Option<LogPoint>,
         timeout: Duration,
     ) -> Result<Answer, RawError> {
+        // It gets its identity with its place in a session.
+        let request = self.request(process, payload, Arc::clone(&self.principal), Identity::None, seen);
         match &self.route {
-            Route::Here(shared) => self.ask_in_session_here(shared, shard, process, payload, timeout).await,
-            Route::Away(remote) => self.ask_in_session_of(remote, shard, process, payload, timeout).await,
+            Route::Here(shared) => self.ask_in_session_here(shared, shard, request, timeout).await,
+            Route::Away(remote) => self.ask_in_session_of(remote, shard, request, timeout).await,
         }
     }
 
@@ -419,8 +446,7 @@ impl Client {
         &self,
         shared: &Shared<Embedded>,
         shard: ShardId,
-        process: Key,
-        payload: Blob,
+        request: Request,
         timeout: Duration,
     ) -> Result<Answer, RawError> {
         loop {
@@ -428,17 +454,15 @@ impl Client {
                 // Its requests take the same way after it. If it is refused or lost, so are they.
                 let _ = shared.open_session(shard, session, Arc::clone(&self.principal), None);
             });
-            let principal = Arc::clone(&self.principal);
-            let asked =
-                self.ask(shard, process.clone(), payload.clone(), principal, place.identity(), timeout);
-            match asked.await {
+            let request = Request { identity: place.identity(), ..request.clone() };
+            match self.ask(shard, request, timeout).await {
                 Err(RawError::Refused(Refusal::UnknownSession(session))) => {
                     self.sessions.forget(shard, session);
                     // It may not have been opened at all; then this returns the reason.
                     let session = SessionId(fastrand::u128(..));
                     let (reply_to, opened) = receive(shared, timeout);
                     shared.open_session(shard, session, Arc::clone(&self.principal), Some(reply_to))?;
-                    self.answered(shared, opened.await)?;
+                    self.answered(shared, shard, opened.await)?;
                     self.sessions.add(shard, session);
                 }
                 answered => return answered,
@@ -451,8 +475,7 @@ impl Client {
         &self,
         remote: &Remote,
         shard: ShardId,
-        process: Key,
-        payload: Blob,
+        request: Request,
         timeout: Duration,
     ) -> Result<Answer, RawError> {
         let within = remote.within(timeout);
@@ -461,17 +484,10 @@ impl Client {
                 self.open_session_at(remote, shard, within).await?;
                 continue;
             };
-            let ask = Ask::Request {
-                shard,
-                process: process.clone(),
-                payload: payload.clone(),
-                principal: &self.principal,
-                identity: place.identity().into(),
-                colour: self.sessions.colour(),
-            };
-            let got = remote.ask(&ask, within).await?;
+            let request = Request { identity: place.identity(), ..request.clone() };
+            let got = remote.ask(&ask_of(shard, &request), within).await?;
             let is_repeated = got.is_repeated;
-            match self.answer_of(got, timeout) {
+            match self.answer_of(shard, got, timeout) {
                 Err(RawError::Refused(Refusal::UnknownSession(session))) => {
                     self.sessions.forget(shard, session);
                     // The session was open, and has expired. If the request was sent before, it may have been applied then.
@@ -494,32 +510,21 @@ impl Client {
         let session = SessionId(fastrand::u128(..));
         let ask = Ask::OpenSession { shard, session, principal: &self.principal };
         let got = remote.ask(&ask, within).await?;
-        self.answer_of(got, within.timeout)?;
+        self.answer_of(shard, got, within.timeout)?;
         self.sessions.add(shard, session);
         Ok(())
     }
 
-    async fn ask(
-        &self,
-        shard: ShardId,
-        process: Key,
-        payload: Blob,
-        principal: Arc<str>,
-        identity: Identity,
-        timeout: Duration,
-    ) -> Result<Answer, RawError> {
-        let colour = self.sessions.colour();
+    async fn ask(&self, shard: ShardId, request: Request, timeout: Duration) -> Result<Answer, RawError> {
         match &self.route {
             Route::Here(shared) => {
-                let request = Request { token: CallToken(0), process, payload, principal, identity, colour };
                 let (reply_to, answer) = receive(shared, timeout);
                 shared.request(shard, request, reply_to)?;
-                self.answered(shared, answer.await)
+                self.answered(shared, shard, answer.await)
             }
             Route::Away(remote) => {
-                let (principal, identity) = (&*principal, identity.into());
-                let ask = Ask::Request { shard, process, payload, principal, identity, colour };
-                self.answer_of(remote.ask(&ask, remote.within(timeout)).await?, timeout)
+                let got = remote.ask(&ask_of(shard, &request), remote.within(timeout)).await?;
+                self.answer_of(shard, got, timeout)
             }
         }
     }
@@ -529,13 +534,13 @@ impl Client {
             Route::Here(shared) => {
                 let (reply_to, answer) = receive(shared, timeout);
                 shared.query(shard, query, reply_to)?;
-                self.answered(shared, answer.await)
+                self.answered(shared, shard, answer.await)
             }
             Route::Away(remote) => {
-                let Query { process, payload, principal, read, .. } = query;
+                let Query { process, payload, principal, read, seen, .. } = query;
                 let read = Promised::of(read);
-                let ask = Ask::Query { shard, process, payload, principal: &principal, read };
-                self.answer_of(remote.ask(&ask, remote.within(timeout)).await?, timeout)
+                let ask = Ask::Query { shard, process, payload, principal: &principal, read, seen };
+                self.answer_of(shard, remote.ask(&ask, remote.within(timeout)).await?, timeout)
             }
         }
     }
@@ -549,16 +554,17 @@ impl Client {
     fn answered(
         &self,
         shared: &Shared<Embedded>,
+        shard: ShardId,
         received: <Receiver as Future>::Output,
     ) -> Result<Answer, RawError> {
         // A caller that is dropped unanswered belongs to a worker that has ended.
-        self.noted(received.unwrap_or_else(|_| Err(shared.end_reason()))?)
+        self.noted(shard, received.unwrap_or_else(|_| Err(shared.end_reason()))?)
     }
 
     /// Returns the answer of a shard, or the reason for which a node gave none.
-    fn answer_of(&self, got: Got, after: Duration) -> Result<Answer, RawError> {
+    fn answer_of(&self, shard: ShardId, got: Got, after: Duration) -> Result<Answer, RawError> {
         match got.answer {
-            native::Answer::Of(answer) => self.noted(answer),
+            native::Answer::Of(answer) => self.noted(shard, answer),
             native::Answer::Refused(refusal) => Err(RawError::Refused(refusal)),
             native::Answer::NotHere { shard, place } => Err(RawError::NotHere { shard: shard.0, place }),
             native::Answer::TimedOut => Err(RawError::TimedOut { after }),
@@ -567,12 +573,28 @@ impl Client {
         }
     }
 
-    fn noted(&self, answer: Answer) -> Result<Answer, RawError> {
+    fn noted(&self, shard: ShardId, answer: Answer) -> Result<Answer, RawError> {
         self.saw(answer.colour);
+        // One with index 0 includes no entry. That of a loss includes the entry from which on the client has seen all.
+        if answer.index > Index(0) {
+            self.sessions.saw_entry(shard, LogPoint { epoch: answer.epoch, index: answer.index });
+        }
         match answer.result {
             Ok(_) => Ok(answer),
             Err(refusal) => Err(RawError::Refused(refusal)),
         }
+    }
+}
+
+fn ask_of(shard: ShardId, request: &Request) -> Ask<'_> {
+    Ask::Request {
+        shard,
+        process: request.process.clone(),
+        payload: request.payload.clone(),
+        principal: &request.principal,
+        identity: request.identity.clone().into(),
+        colour: request.colour,
+        seen: request.seen,
     }
 }
 

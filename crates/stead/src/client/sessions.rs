@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use stead_core::calls::Identity;
 use stead_core::ids::{Colour, RequestNumber, SessionId, ShardId};
+use stead_core::replication::table::LogPoint;
 
 /// The sessions of a client, by shard.
 pub(super) struct Sessions {
@@ -13,6 +14,8 @@ pub(super) struct Sessions {
     opening: Vec<tokio::sync::Mutex<()>>,
     /// The highest colour in any answer: a client is a channel too.
     colour: AtomicU64,
+    /// By shard, the newest entry that an answer included.
+    seen: Vec<Mutex<Option<LogPoint>>>,
 }
 
 struct Session {
@@ -49,7 +52,8 @@ impl Sessions {
     pub(super) fn new(shards: u32) -> Self {
         let pools = (0..shards).map(|_| Mutex::new(Vec::new())).collect();
         let opening = (0..shards).map(|_| tokio::sync::Mutex::new(())).collect();
-        Self { pools, opening, colour: AtomicU64::new(0) }
+        let seen = (0..shards).map(|_| Mutex::new(None)).collect();
+        Self { pools, opening, colour: AtomicU64::new(0), seen }
     }
 
     /// Returns the highest colour in any answer.
@@ -62,6 +66,21 @@ impl Sessions {
         if colour > self.colour() {
             self.colour.fetch_max(colour.0, Ordering::Relaxed);
         }
+    }
+
+    /// Returns the newest entry of a shard that an answer included.
+    pub(super) fn seen(&self, shard: ShardId) -> Option<LogPoint> {
+        *self.newest(shard)
+    }
+
+    /// Notes the last entry of a shard that an answer included.
+    pub(super) fn saw_entry(&self, shard: ShardId, entry: LogPoint) {
+        let mut newest = self.newest(shard);
+        *newest = Some(entry).max(*newest);
+    }
+
+    fn newest(&self, shard: ShardId) -> MutexGuard<'_, Option<LogPoint>> {
+        self.seen[shard.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a session that its shard has opened.

@@ -160,6 +160,7 @@ fn raw_calls_get_what_typed_ones_get_and_misuse_is_refused() {
         payload: stead::codec::json_to_payload(&json).unwrap(),
         principal: "raw",
         idempotency_key: None,
+        seen: None,
         timeout: Duration::from_secs(10),
     };
     let reply = client.call_raw(call("account", "a", serde_json::json!({"Deposit": 5}))).unwrap();

@@ -7,7 +7,15 @@ use stead::{BlockingClient, CallError, Node, RawCall, RawError};
 
 fn call<'a>(service: &'a str, key: &'a str, payload: &[u8]) -> RawCall<'a> {
     let timeout = Duration::from_secs(5);
-    RawCall { service, key, payload: payload.to_vec(), principal: "test", idempotency_key: None, timeout }
+    RawCall {
+        service,
+        key,
+        payload: payload.to_vec(),
+        principal: "test",
+        idempotency_key: None,
+        seen: None,
+        timeout,
+    }
 }
 
 fn refused(client: &BlockingClient, call: RawCall<'_>) -> RawError {

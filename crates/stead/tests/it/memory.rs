@@ -295,6 +295,7 @@ fn query_raw(client: &stead::BlockingClient, key: &str, payload: Vec<u8>) -> Res
         payload,
         principal: "local",
         idempotency_key: None,
+        seen: None,
         timeout: PATIENCE,
     };
     client.query_raw(call).map(drop)

@@ -244,6 +244,7 @@ fn raw_calls_are_made_in_a_session_or_for_another_principal() {
             payload: payload.clone(),
             principal,
             idempotency_key,
+            seen: None,
             timeout,
         };
         client.call_raw(call).unwrap().reply.unwrap()
@@ -381,6 +382,7 @@ fn a_call_whose_primary_is_deposed_goes_on_to_the_next_one_with_its_identity() {
         payload: Vec::new(),
         principal: "someone",
         idempotency_key: Some(b"key"),
+        seen: None,
         timeout: PATIENCE,
     };
     let reply = client.call_raw(call).unwrap();

@@ -22,7 +22,7 @@ pub(super) struct Pending {
 
 fn query(token: CallToken, read: Read) -> Query {
     let process = Key::new("a").unwrap();
-    Query { token, process, payload: Blob::empty(), principal: "alice".into(), read }
+    Query { token, process, payload: Blob::empty(), principal: "alice".into(), read, seen: None }
 }
 
 impl World {
@@ -70,6 +70,7 @@ impl World {
                 body_hash: BodyHash([0; 16]),
             },
             colour: Colour(0),
+            seen: None,
         };
         shard::Input::Request(request)
     }

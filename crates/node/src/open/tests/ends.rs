@@ -161,6 +161,7 @@ fn a_part_that_panics_fails_the_node_and_holds_no_call() {
         payload: Blob::empty(),
         principal: "test".into(),
         read: Read::Service,
+        seen: None,
     };
     let (timeout, deadline) = (Duration::from_secs(60), node.shared.now().plus_millis(60_000));
     let reply_to = ReplyTo { caller: Noting(1, Arc::clone(&answers)), deadline, timeout };
@@ -220,6 +221,7 @@ fn the_end_of_a_node_waits_for_the_answers_of_queries() {
         payload: Blob::empty(),
         principal: "test".into(),
         read: Read::Service,
+        seen: None,
     };
     let (timeout, deadline) = (Duration::from_secs(60), node.shared.now().plus_millis(60_000));
     let reply_to = ReplyTo { caller: Noting(1, Arc::clone(&answers)), deadline, timeout };

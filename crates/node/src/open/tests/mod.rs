@@ -389,6 +389,7 @@ impl Node {
             principal: "test".into(),
             identity: Identity::None,
             colour: Colour(0),
+            seen: None,
         };
         shared.request(shard, request, self.reply_to(number))
     }
@@ -403,6 +404,7 @@ impl Node {
             payload: Blob::empty(),
             principal: "test".into(),
             read: Read::Service,
+            seen: None,
         };
         shared.query(shard, query, self.reply_to(number)).unwrap();
     }
@@ -620,8 +622,8 @@ fn queries_for_which_there_is_no_room_are_refused_also_if_they_were_admitted_tog
     for number in 1..=3 {
         let process = Key::new("a").unwrap();
         let principal = Arc::from("me");
-        let query =
-            Query { token: CallToken(0), process, payload: Blob::empty(), principal, read: Read::Service };
+        let (token, payload, read) = (CallToken(0), Blob::empty(), Read::Service);
+        let query = Query { token, process, payload, principal, read, seen: None };
         let caller = Noting(number, Arc::clone(&node.answers));
         let timeout = Duration::from_millis(40);
         let reply_to = ReplyTo { caller, deadline: shared.now().plus(timeout.into()), timeout };
@@ -717,6 +719,7 @@ fn a_stepped_query_that_is_given_up_leaves_the_priority_of_the_thread() {
             payload: Blob::empty(),
             principal: "test".into(),
             read: Read::Service,
+            seen: None,
         },
         service: ServiceId(0),
         time: shared.now(),

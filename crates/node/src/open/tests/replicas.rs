@@ -301,13 +301,15 @@ impl Cluster {
             principal: "test".into(),
             identity,
             colour: Colour(0),
+            seen: None,
         };
         self.nodes[&node].shared.request(SHARD, request, self.reply_to(node, call)).unwrap();
     }
 
     fn query(&self, node: u32, read: Read) {
         let (process, principal) = (Key::new("a").unwrap(), "test".into());
-        let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal, read };
+        let (token, payload) = (CallToken(0), Blob::empty());
+        let query = Query { token, process, payload, principal, read, seen: None };
         self.nodes[&node].shared.query(SHARD, query, self.reply_to(node, 0)).unwrap();
     }
 

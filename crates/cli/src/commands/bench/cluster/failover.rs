@@ -227,6 +227,7 @@ async fn keys(client: &Client, shards: usize) -> Result<BTreeMap<u32, String>, F
             payload,
             principal: "local",
             idempotency_key: None,
+            seen: None,
             timeout: WAIT_MAX,
         };
         let answer = client.query_raw(call).await.map_err(|error| failed("query a shard")(&error))?;

@@ -19,6 +19,7 @@ impl Cluster {
             principal: "test".into(),
             identity: Identity::None,
             colour: Colour(0),
+            seen: None,
         };
         self.nodes[&node].shared.request(SHARD, request, self.reply_to(node, call)).unwrap();
     }
@@ -26,7 +27,7 @@ impl Cluster {
     fn query_at(&self, node: u32, call: u32) {
         let (process, principal) = (Key::new("a").unwrap(), "test".into());
         let (token, payload, read) = (CallToken(0), Blob::empty(), Read::Service);
-        let query = Query { token, process, payload, principal, read };
+        let query = Query { token, process, payload, principal, read, seen: None };
         self.nodes[&node].shared.query(SHARD, query, self.reply_to(node, call)).unwrap();
     }
 

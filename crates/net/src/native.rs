@@ -284,6 +284,11 @@ pub enum Answer {
         /// Its place.
         place: Place,
     },
+    /// The shard had no primary that the node reached in the time of the request. Nothing was changed.
+    NoPrimary {
+        /// The shard.
+        shard: ShardId,
+    },
     /// The shard gave no answer in time. The request may have been applied, or may still be.
     TimedOut,
     /// The node had a fatal error. The request may have been applied.
@@ -318,8 +323,10 @@ enum Wire<'b> {
     Refusal(#[n(0)] Epoch, #[n(1)] Index, #[n(2)] Colour, #[n(3)] Refused),
     #[n(2)]
     Refused(#[n(0)] Refused),
+    /// Whether it is on another node, and whether that is because the node reached no primary: an older version takes this for
+    /// another node's.
     #[n(3)]
-    NotHere(#[n(0)] ShardId, #[n(1)] bool),
+    NotHere(#[n(0)] ShardId, #[n(1)] bool, #[n(2)] Option<bool>),
     #[n(4)]
     TimedOut,
     #[n(5)]
@@ -358,7 +365,8 @@ impl Answer {
                 Wire::Refusal(*epoch, *index, *colour, refusal.into())
             }
             Self::Refused(refusal) => Wire::Refused(refusal.into()),
-            Self::NotHere { shard, place } => Wire::NotHere(*shard, *place == Place::Elsewhere),
+            Self::NotHere { shard, place } => Wire::NotHere(*shard, *place == Place::Elsewhere, None),
+            Self::NoPrimary { shard } => Wire::NotHere(*shard, true, Some(true)),
             Self::TimedOut => Wire::TimedOut,
             Self::Failed(reason) => Wire::Failed(reason),
             Self::Stopped => Wire::Stopped,
@@ -390,7 +398,8 @@ impl Answer {
                 of(epoch, index, colour, Err(refused.into()), None)
             }
             Wire::Refused(refused) => Self::Refused(refused.into()),
-            Wire::NotHere(shard, is_elsewhere) => {
+            Wire::NotHere(shard, _, Some(true)) => Self::NoPrimary { shard },
+            Wire::NotHere(shard, is_elsewhere, _) => {
                 Self::NotHere { shard, place: if is_elsewhere { Place::Elsewhere } else { Place::Unplaced } }
             }
             Wire::TimedOut => Self::TimedOut,

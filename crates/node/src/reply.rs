@@ -65,7 +65,7 @@ pub(crate) fn answer_of(result: Result<Answer, NoAnswer>) -> native::Answer {
         Ok(answer) => native::Answer::Of(answer),
         Err(NoAnswer::Refused(refusal)) => native::Answer::Refused(refusal),
         Err(NoAnswer::NotHere { shard, place }) => native::Answer::NotHere { shard, place },
-        Err(NoAnswer::NoPrimary { shard, .. }) => native::Answer::NotHere { shard, place: Place::Elsewhere },
+        Err(NoAnswer::NoPrimary { shard, .. }) => native::Answer::NoPrimary { shard },
         Err(NoAnswer::TimedOut { .. }) => native::Answer::TimedOut,
         Err(NoAnswer::Deposed { shard }) => native::Answer::Deposed { shard },
         Err(NoAnswer::Failed(reason)) => native::Answer::Failed(reason),

@@ -89,6 +89,7 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
         of(Ok(Reply::Err(Blob::empty())), None),
         Answer::NotHere { shard: ShardId(5), place: Place::Elsewhere },
         Answer::NotHere { shard: ShardId(5), place: Place::Unplaced },
+        Answer::NoPrimary { shard: ShardId(5) },
         Answer::TimedOut,
         Answer::Failed("the disk".to_owned()),
         Answer::Stopped,
@@ -206,6 +207,17 @@ fn the_first_version_is_read() {
     let read = Ask::decode(&query).unwrap().1;
     assert!(matches!(&read, Ask::Query { read: None, seen: None, .. }), "{read:?}");
     assert_eq!(bytes_of(Duration::from_millis(1), &read), query);
+}
+
+/// What a client that does not know the last field takes for a shard on another node.
+#[test]
+fn a_shard_without_a_primary_is_one_on_another_node_to_older_clients() {
+    let [elsewhere, none] = [
+        Answer::NotHere { shard: ShardId(3), place: Place::Elsewhere },
+        Answer::NoPrimary { shard: ShardId(3) },
+    ];
+    assert_eq!(elsewhere.encode()[..], [0x82, 3, 0x82, 3, 0xf5]);
+    assert_eq!(none.encode()[..], [0x82, 3, 0x83, 3, 0xf5, 0xf5]);
 }
 
 /// The second version's bytes, and what a client of the first one gets instead.

@@ -106,6 +106,7 @@ pub(crate) fn result_of(answer: &[u8], timeout: Duration) -> Result<Answer, NoAn
         native::Answer::Of(answer) => Ok(answer),
         native::Answer::Refused(refusal) => Err(NoAnswer::Refused(refusal)),
         native::Answer::NotHere { shard, place } => Err(NoAnswer::NotHere { shard, place }),
+        native::Answer::NoPrimary { shard } => Err(NoAnswer::NoPrimary { shard, after: timeout }),
         native::Answer::TimedOut | native::Answer::NoRoom => Err(NoAnswer::TimedOut { after: timeout }),
         native::Answer::Deposed { shard } => Err(NoAnswer::Deposed { shard }),
         native::Answer::Failed(reason) => Err(NoAnswer::Failed(reason)),

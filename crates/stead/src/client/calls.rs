@@ -567,6 +567,7 @@ impl Client {
             native::Answer::Of(answer) => self.noted(shard, answer),
             native::Answer::Refused(refusal) => Err(RawError::Refused(refusal)),
             native::Answer::NotHere { shard, place } => Err(RawError::NotHere { shard: shard.0, place }),
+            native::Answer::NoPrimary { shard } => Err(RawError::NoPrimary { shard: shard.0, after }),
             native::Answer::TimedOut => Err(RawError::TimedOut { after }),
             // The link ends or repeats calls with the others, and no topology was asked for.
             answer => Err(remote::unexpected(answer)),

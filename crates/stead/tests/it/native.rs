@@ -372,8 +372,9 @@ fn a_call_whose_primary_is_deposed_goes_on_to_the_next_one_with_its_identity() {
     let deposed = Answer::Deposed { shard: ShardId(0) };
     let not_here = Answer::NotHere { shard: ShardId(0), place: Place::Elsewhere };
     // The next primary is at the other address, and begins to lead a moment later.
-    let first = serve(&one, [deposed, not_here.clone()].into());
-    let second = serve(&two, [not_here, answered(b"done")].into());
+    let no_primary = Answer::NoPrimary { shard: ShardId(0) };
+    let first = serve(&one, [deposed, not_here].into());
+    let second = serve(&two, [no_primary, answered(b"done")].into());
     let addresses = [&one, &two].map(|listener| listener.local_addr().unwrap().to_string());
     let client = BlockingClient::connect(addresses).unwrap();
     let call = RawCall {

@@ -60,6 +60,25 @@ pub(crate) fn shards_not_here(answer: &Value) -> Option<String> {
     Some(named.collect::<Vec<_>>().join(", "))
 }
 
+/// Returns the shards that a page's member `unanswered` names, each with its node and the reason; `None` if there are none.
+fn unanswered(page: &Value) -> Option<String> {
+    let shards = page["unanswered"].as_array().filter(|shards| !shards.is_empty())?;
+    let named = shards.iter().map(|shard| {
+        let node = shard["node"].as_u64().map_or("no known node".to_owned(), |node| format!("node {node}"));
+        let (service, reason) = (shard["service"].as_str(), shard["reason"].as_str());
+        let (service, reason) = (service.unwrap_or_default(), reason.unwrap_or_default());
+        format!("shard {} of {service} ({node}: {reason})", shard["shard"])
+    });
+    Some(named.collect::<Vec<_>>().join(", "))
+}
+
+/// Notes the shards of which a page lacks the contents, because their primaries gave no answer.
+pub(crate) fn note_unanswered(page: &Value) {
+    if let Some(shards) = unanswered(page) {
+        note(format_args!("stead: the list is not complete: {shards}; `stead status` says more"));
+    }
+}
+
 /// Notes the shards that a list of their contents leaves out.
 pub(crate) fn note_not_here(page: &Value) {
     if let Some(shards) = shards_not_here(page) {
@@ -219,6 +238,13 @@ mod tests {
         let named = "shard 1 of bank (on another node), shard 4 of kv (on no known node)";
         assert_eq!(shards_not_here(&answer).as_deref(), Some(named));
         assert_eq!(shards_not_here(&serde_json::json!({ "shards_not_here": [] })), None);
+        let page = serde_json::json!({ "unanswered": [
+            { "shard": 3, "service": "kv", "node": 2, "reason": "late" },
+            { "shard": 4, "service": "kv", "node": null, "reason": "none" },
+        ] });
+        let named = "shard 3 of kv (node 2: late), shard 4 of kv (no known node: none)";
+        assert_eq!(unanswered(&page).as_deref(), Some(named));
+        assert_eq!(unanswered(&serde_json::json!({})), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! - [`calls`] has the calls of clients and shards to processes, with their answers and refusals.
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
 //! - [`capture::Capture`] is the view of a query: a process as it was at one entry, apart from its shard.
+//! - [`look::Look`] is what an operator asks of a shard's state: processes and dead letters, a piece at a time.
 //! - [`commit_tracker::CommitTracker`] decides what is committed.
 //! - [`replication`] decides what replicas promise and acknowledge, and when an epoch may follow another.
 //! - [`shard_replica::ShardReplica`] is a replica of a shard on a node: its log, its state, and the shard while it leads.
@@ -33,6 +34,7 @@ pub mod handler;
 pub mod ids;
 pub mod key;
 pub mod log_room;
+pub mod look;
 mod ordered;
 mod outgoing;
 pub mod placement;

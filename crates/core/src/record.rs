@@ -438,7 +438,7 @@ pub struct TaskRecord {
 }
 
 /// A [`TaskRecord`] without the task's state, which may be large: for readers that do not need it.
-#[derive(Clone, Debug, PartialEq, Eq, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct TaskHead {
     /// The process that started it.
     #[n(0)]

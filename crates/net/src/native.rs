@@ -21,7 +21,9 @@ use stead_core::ids::{
     BodyHash, CallToken, Colour, Epoch, Incarnation, Index, Micros, RequestNumber, SessionId, ShardId,
 };
 use stead_core::key::Key;
+use stead_core::look::Look;
 use stead_core::placement::Place;
+use stead_core::record::RecordKey;
 use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::topology::Topology;
@@ -110,6 +112,29 @@ pub enum Ask<'b> {
         /// Whether it is retried.
         #[n(2)]
         retry: bool,
+    },
+    /// To delete records of a process.
+    #[n(5)]
+    Delete {
+        /// The shard of the process.
+        #[n(0)]
+        shard: ShardId,
+        /// The process.
+        #[n(1)]
+        process: Key,
+        /// The records.
+        #[n(2)]
+        records: Vec<RecordKey>,
+    },
+    /// To look at the state of a shard: the reply is an encoded [`Found`](stead_core::look::Found).
+    #[n(6)]
+    Look {
+        /// The shard.
+        #[n(0)]
+        shard: ShardId,
+        /// What is to be seen.
+        #[n(1)]
+        look: Look,
     },
 }
 
@@ -227,9 +252,10 @@ impl<'b> Ask<'b> {
     #[must_use]
     pub fn repeats(&self) -> bool {
         match self {
-            Self::Topology | Self::OpenSession { .. } | Self::Query { .. } => true,
+            Self::Topology | Self::OpenSession { .. } | Self::Query { .. } | Self::Look { .. } => true,
             Self::Request { identity, .. } => *identity != Identified::None,
-            Self::DeadLetter { .. } => false,
+            // A process may have been created anew meanwhile.
+            Self::DeadLetter { .. } | Self::Delete { .. } => false,
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use stead_core::calls::{Query, Request};
 use stead_core::ids::{CheckpointNumber, Index, ReplicaId, SessionId, ShardId};
 use stead_core::key::Key;
+use stead_core::look::Look;
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input};
 use stead_core::shard_replica;
@@ -26,6 +27,8 @@ pub(crate) enum Command<C> {
     DeadLetter { shard: ShardId, letter: Index, action: DeadLetterAction, reply_to: ReplyTo<C> },
     /// An operator deletes records of a process.
     Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reply_to: ReplyTo<C> },
+    /// An operator looks at the state of a shard.
+    Show { shard: ShardId, look: Box<Look>, reply_to: ReplyTo<C> },
     /// A client opens a session. Without `reply_to` no caller waits: if it is refused, its requests will be refused,
     /// too.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reply_to: Option<ReplyTo<C>> },
@@ -72,6 +75,7 @@ impl<C> Command<C> {
                 let keys: usize = records.iter().map(|record| record.as_bytes().len()).sum();
                 process.len() + keys + records.len() * size_of::<RecordKey>()
             }
+            Self::Show { look, .. } => size_of::<Look>() + look.bytes(),
             Self::DeadLetter { .. } | Self::OpenSession { reply_to: Some(_), .. } => 0,
             _ => return 0,
         };
@@ -83,13 +87,18 @@ impl<C> Command<C> {
     pub(crate) fn can_be_forwarded(&self) -> bool {
         matches!(
             self,
-            Self::Request { .. } | Self::Query { .. } | Self::DeadLetter { .. } | Self::OpenSession { .. }
+            Self::Request { .. }
+                | Self::Query { .. }
+                | Self::DeadLetter { .. }
+                | Self::Delete { .. }
+                | Self::Show { .. }
+                | Self::OpenSession { .. }
         )
     }
 
     /// Whether it leaves the state unchanged.
     pub(crate) fn only_reads(&self) -> bool {
-        matches!(self, Self::Query { .. })
+        matches!(self, Self::Query { .. } | Self::Show { .. })
     }
 }
 

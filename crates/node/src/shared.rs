@@ -33,6 +33,7 @@ use stead_core::calls::{Query, Refusal, Request};
 use stead_core::control::directory::ShardRoute;
 use stead_core::ids::{Index, Micros, NodeId, ReplicaId, SessionId, ShardId, Time};
 use stead_core::key::Key;
+use stead_core::look::Look;
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input, Shard};
@@ -438,6 +439,20 @@ impl<E: Env> Shared<E> {
         reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
         self.send(shard, Command::Delete { shard, process, records, reply_to: reply_to.here() })
+    }
+
+    /// Looks at the state of a shard, for an operator: the answer has the encoded [`Found`](stead_core::look::Found).
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn show(&self, shard: ShardId, look: Look, reply_to: ReplyTo<E::Caller>) -> Result<(), NoAnswer> {
+        self.send(shard, Command::Show { shard, look: Box::new(look), reply_to: reply_to.here() })
+    }
+
+    /// Returns the node of a shard's primary, as far as this node knows it.
+    #[must_use]
+    pub fn primary_node(&self, shard: ShardId) -> Option<NodeId> {
+        self.routes.newest().get(&shard).and_then(ShardRoute::primary_node)
     }
 
     /// Leaves a function for the worker of a shard, which passes the shard's state to it, and waits meanwhile.

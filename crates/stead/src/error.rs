@@ -93,8 +93,11 @@ pub enum RawError {
     /// The node does not take the request. It was not applied, unless it was sent before.
     #[error("the node does not take the request: {0}")]
     Invalid(String),
-    /// The position of a page of processes is from an earlier life of the node, in which they had another order.
-    #[error("the page position is from before the node's last start; begin again with the first page")]
+    /// The position of a page of processes is from an earlier epoch of their shard, in which they had another order: the node was
+    /// restarted, or another one leads now.
+    #[error(
+        "the page position is from before the node's last start, or another node leads the shard now; begin again with the first page"
+    )]
     StalePage,
 }
 

@@ -71,7 +71,7 @@ pub use node::{
     ClockStatus, CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck,
     LogStatus, MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail,
     ProcessInfo, ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardNotHere,
-    ShardStatus, SkippedCheck, Status, StuckQuery, TaskStatus, TimerStatus,
+    ShardStatus, ShardUnanswered, SkippedCheck, Status, StuckQuery, TaskStatus, TimerStatus,
 };
 pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};
 #[cfg(feature = "schemars")]

@@ -251,6 +251,7 @@ fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) ->
             }
             let path = format!("/v1/dead-letters/{}?limit={}{after}", segment(&service), left.min(PAGE));
             let page = server.get(&path)?.body;
+            output::note_unanswered(&page);
             letters.extend(page["dead_letters"].as_array().into_iter().flatten().cloned());
             let Some(next) = page["next"].as_str() else {
                 output::note_not_here(&page);

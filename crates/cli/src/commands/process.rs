@@ -106,6 +106,7 @@ fn pages(
         let Value::Array(processes) = page["processes"].take() else {
             return Err(Failure::new(Exit::Failed, "cannot read the server's list of processes"));
         };
+        output::note_unanswered(&page);
         let more = visit(processes)?;
         match page["next"].as_str() {
             Some(next) if more => path = format!("{first}&after={}", segment(next)),

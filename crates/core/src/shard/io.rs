@@ -10,6 +10,7 @@ use crate::ids::{
     StepNumber, StepRun, TaskId,
 };
 use crate::key::Key;
+use crate::look::Look;
 use crate::record::{RecordKey, TaskRecord};
 use crate::state::Header;
 use crate::trials::TrialKind;
@@ -119,6 +120,13 @@ pub enum Input {
         /// Those of its state, cells, timers and tasks that are deleted: at most [`super::Shard::DELETE_BATCH`], and
         /// none of another process.
         records: Vec<RecordKey>,
+    },
+    /// An operator looks at the state.
+    Look {
+        /// Returned with the answer, which has the encoded [`Found`](crate::look::Found).
+        token: CallToken,
+        /// What the operator wants to see.
+        look: Box<Look>,
     },
     /// Time has passed: [`super::Shard::deadline`] has come.
     Tick,
@@ -255,9 +263,10 @@ impl Input {
     #[must_use]
     pub fn token(&self) -> Option<CallToken> {
         match self {
-            Self::OpenSession { token, .. } | Self::DeadLetter { token, .. } | Self::Delete { token, .. } => {
-                Some(*token)
-            }
+            Self::OpenSession { token, .. }
+            | Self::DeadLetter { token, .. }
+            | Self::Delete { token, .. }
+            | Self::Look { token, .. } => Some(*token),
             Self::Request(request) => Some(request.token),
             Self::Query(query) => Some(query.token),
             _ => None,

@@ -274,6 +274,7 @@ impl Shard {
                 self.run_jobs(handler, out);
             }
             Input::Delete { token, process, records } => self.handle_delete(token, process, records, out),
+            Input::Look { token, look } => self.handle_look(token, &look, out),
             Input::Full(full) => {
                 self.full = full;
                 self.run_jobs(handler, out);

@@ -1,4 +1,4 @@
-//! Deletion of processes by an operator.
+//! Processes as an operator sees them, and their deletion.
 
 use super::{Effect, Effects, Shard, write_weight};
 use crate::blob::Blob;
@@ -6,10 +6,21 @@ use crate::calls::Refusal;
 use crate::entry::{Cause, Write};
 use crate::ids::{CallToken, Index};
 use crate::key::Key;
+use crate::look::Look;
 use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord};
 use crate::reply::Reply;
 
 impl Shard {
+    /// Looks at the state. The answer leaves once what it shows is committed, as that of a query does.
+    pub(super) fn handle_look(&mut self, token: CallToken, look: &Look, out: &mut Vec<Effect>) {
+        let found = if self.is_active() { self.admit_answer() } else { Err(Refusal::NotReady) };
+        let found = found.map(|()| {
+            let found = look.at(&self.state).encode();
+            (self.state.position().index, Reply::Ok(Blob::from(found)))
+        });
+        self.answer(token, found, out);
+    }
+
     /// Maximum number of records that one entry deletes.
     pub const DELETE_BATCH: usize = 1024;
 

@@ -273,7 +273,7 @@ impl Shard {
             return Ok(());
         };
         let (shard, position) = (self.state.shard(), self.state.position());
-        let service = self.topology.services()[usize::from(self.service.0)].name.clone();
+        let service = self.topology.service(self.service).name.clone();
         let now = LogPoint { epoch: position.epoch, index: position.index };
         Err(Box::new(Lost { shard, service, seen, kept, now }).into())
     }
@@ -304,7 +304,7 @@ impl Shard {
 
     /// Refuses an answer without an entry of its own if too many of them wait for the log, or too many queries have
     /// pending answers.
-    fn admit_answer(&self) -> Result<(), Refusal> {
+    pub(super) fn admit_answer(&self) -> Result<(), Refusal> {
         let waiting = self.release.answer_bytes() + self.release.query_bytes();
         let is_full = waiting >= self.settings.uncommitted_bytes_max;
         if is_full { Err(Refusal::Overloaded { retry_after: Self::RETRY_AFTER }) } else { Ok(()) }

@@ -74,6 +74,19 @@ pub(super) struct ShardNotHere {
     place: Place,
 }
 
+/// A shard that a list leaves out because its primary gave no answer.
+#[derive(Serialize, Deserialize, ToSchema)]
+pub(super) struct ShardUnanswered {
+    /// Its number.
+    shard: u32,
+    /// Its service.
+    service: String,
+    /// The node of its primary, as far as this node knows it.
+    node: Option<u32>,
+    /// The reason.
+    reason: String,
+}
+
 /// The place of a shard.
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -289,6 +302,9 @@ pub(super) struct ProcessPage {
     /// The shards of the service that are not on this node: no page has their processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     shards_not_here: Vec<ShardNotHere>,
+    /// The shards that this page had come to and whose primaries gave no answer: what they hold is missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unanswered: Vec<ShardUnanswered>,
 }
 
 /// A process and the size of its state.
@@ -355,6 +371,9 @@ pub(super) struct DeadLetterPage {
     /// The shards of the service that are not on this node: no page has their dead letters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     shards_not_here: Vec<ShardNotHere>,
+    /// The shards that this page had come to and whose primaries gave no answer: what they hold is missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unanswered: Vec<ShardUnanswered>,
 }
 
 /// A log entry for people to read.
@@ -461,6 +480,11 @@ mod tests {
             .to_vec()
     }
 
+    fn unanswered() -> Vec<stead::ShardUnanswered> {
+        let (service, reason) = ("bank".to_owned(), "no answer".to_owned());
+        vec![stead::ShardUnanswered { shard: 2, service, node: Some(3), reason }]
+    }
+
     #[test]
     fn the_status_is_described_as_it_is_served() {
         assert_described::<Status>(&stead::Status::default());
@@ -507,6 +531,7 @@ mod tests {
             processes: vec![info.clone()],
             next,
             shards_not_here,
+            unanswered: unanswered(),
         });
         let timer = stead::TimerStatus {
             id: 1,
@@ -528,6 +553,7 @@ mod tests {
         assert_described::<DeadLetterPage>(&stead::DeadLetterPage {
             next,
             shards_not_here: not_here(),
+            unanswered: unanswered(),
             ..Default::default()
         });
     }

@@ -9,7 +9,9 @@ use stead_core::ids::{
     SessionId, ShardId, Time,
 };
 use stead_core::key::Key;
+use stead_core::look::Look;
 use stead_core::placement::Place;
+use stead_core::record::RecordKey;
 use stead_core::replication::freshness::TooStale;
 use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
@@ -112,7 +114,7 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
     }
 }
 
-fn asks() -> [Ask<'static>; 12] {
+fn asks() -> [Ask<'static>; 14] {
     let (shard, process) = (ShardId(3), Key::new("key").unwrap());
     let payload = Blob::from(&b"payload"[..]);
     let (session, principal) = (SessionId(u128::MAX), "local");
@@ -145,6 +147,12 @@ fn asks() -> [Ask<'static>; 12] {
         Ask::DeadLetter { shard, letter: Index(1), retry: true },
         request_of(Identity::None, seen),
         query_of(Read::Service, seen),
+        Ask::Delete {
+            shard,
+            process: process.clone(),
+            records: vec![RecordKey::process("key"), RecordKey::cell("key", b"cell")],
+        },
+        Ask::Look { shard, look: Look::State { process: process.clone() } },
     ]
 }
 

@@ -49,6 +49,14 @@ pub(crate) fn command_of<C>(
             let action = if retry { DeadLetterAction::Retry } else { DeadLetterAction::Drop };
             (shard, Command::DeadLetter { shard, letter, action, reply_to })
         }
+        Ask::Delete { shard, process, records } => {
+            check_place(topology, shard, &process)?;
+            (shard, Command::Delete { shard, process, records, reply_to })
+        }
+        Ask::Look { shard, look } => {
+            let look = Box::new(look);
+            (shard, Command::Show { shard, look, reply_to })
+        }
     })
 }
 
@@ -94,6 +102,10 @@ pub(crate) fn ask_of(shard: ShardId, input: &Input) -> Option<(Bytes, bool)> {
         Input::DeadLetter { letter, action, .. } => {
             Ask::DeadLetter { shard, letter: *letter, retry: *action == DeadLetterAction::Retry }
         }
+        Input::Delete { process, records, .. } => {
+            Ask::Delete { shard, process: process.clone(), records: records.clone() }
+        }
+        Input::Look { look, .. } => Ask::Look { shard, look: (**look).clone() },
         _ => return None,
     };
     Some((ask.encode(), ask.repeats()))

@@ -60,6 +60,10 @@ impl<E: Env> Worker<E> {
                 let input = Input::Delete { token: self.calls.next_token(), process, records };
                 self.begin_call(shared, now, shard, input, reply_to);
             }
+            Command::Show { shard, look, reply_to } => {
+                let input = Input::Look { token: self.calls.next_token(), look };
+                self.begin_call(shared, now, shard, input, reply_to);
+            }
             Command::Query { shard, mut query, reply_to } => {
                 self.count(shared, shard).queries += 1;
                 query.token = self.calls.next_token();

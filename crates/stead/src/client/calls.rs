@@ -16,6 +16,7 @@ use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Epoch, Index, SessionId, ShardId};
 use stead_core::key::Key;
+use stead_core::look::{Found, Look};
 use stead_core::record::RecordKey;
 use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
@@ -182,6 +183,11 @@ impl Client {
     #[must_use]
     pub fn blocking(&self) -> BlockingClient {
         BlockingClient::new(self.clone())
+    }
+
+    /// Returns the timeout of its calls.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Returns the way over the network, if that is how its node is called.
@@ -389,6 +395,22 @@ impl Client {
         let (reply_to, answer) = receive(shared, self.timeout);
         shared.delete(shard, process, records, reply_to)?;
         self.answered(shared, shard, answer.await)
+    }
+
+    /// Looks at the state of a shard by a node in this process, for an operator. Returns the epoch of the primary that showed it, too.
+    pub(crate) async fn look(
+        &self,
+        shared: &Shared<Embedded>,
+        shard: ShardId,
+        look: Look,
+    ) -> Result<(Epoch, Found), RawError> {
+        let (reply_to, answer) = receive(shared, self.timeout);
+        shared.show(shard, look, reply_to)?;
+        let Answer { epoch, result, .. } = self.answered(shared, shard, answer.await)?;
+        // No handler runs that could return an error.
+        let (Reply::Ok(found) | Reply::Err(found)) = result.map_err(RawError::Refused)?;
+        let found = Found::decode(&found).map_err(|_| remote::misfit())?;
+        Ok((epoch, found))
     }
 
     fn principal_for(&self, name: &str) -> Arc<str> {

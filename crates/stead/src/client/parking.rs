@@ -33,7 +33,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 /// As [`block_on`] until a time.
-pub(super) fn block_on_until<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
+pub(crate) fn block_on_until<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark::new()));
     let mut context = Context::from_waker(&waker);

@@ -127,13 +127,15 @@ impl Remote {
 pub(super) fn unexpected(answer: Answer) -> RawError {
     match answer {
         Answer::Invalid(reason) => RawError::Invalid(reason),
-        _ => {
-            let reason =
-                "the node's answer does not fit the request; run the same version of Stead at both ends"
-                    .to_owned();
-            RawError::Network { reason, sent: true }
-        }
+        _ => misfit(),
     }
+}
+
+/// The error of an answer that does not fit what was asked for.
+pub(crate) fn misfit() -> RawError {
+    let reason =
+        "the node's answer does not fit the request; run the same version of Stead at both ends".to_owned();
+    RawError::Network { reason, sent: true }
 }
 
 fn resolve(addresses: &[String]) -> Result<Vec<SocketAddr>, ConnectError> {

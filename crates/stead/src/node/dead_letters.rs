@@ -1,14 +1,16 @@
 //! The dead letters of a service, in pages: there may be too many to copy all of them at once.
 
 use super::processes::NoCursor;
+use super::looks::ShardUnanswered;
 use super::{Node, ShardNotHere};
+use crate::client::misfit;
 use crate::error::RawError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use stead_core::ids::{Index, ShardId};
-use stead_core::record::{DeadLetter, Pending, RecordKey};
-use stead_core::state::State;
+use stead_core::look::{Found, Look};
+use stead_core::record::{DeadLetter, Pending};
 
 /// Bytes of payloads after which a page ends.
 const PAGE_BYTES: usize = 1 << 20;
@@ -44,6 +46,9 @@ pub struct DeadLetterPage {
     /// The shards of the service that are not on this node: no page has their dead letters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards_not_here: Vec<ShardNotHere>,
+    /// The shards that this page had come to and whose primaries gave no answer: their dead letters are missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<ShardUnanswered>,
 }
 
 /// The position of a page of dead letters: text that only [`Node::dead_letters`] returns.
@@ -86,12 +91,12 @@ impl<'de> Deserialize<'de> for DeadLetterCursor {
 
 impl Node {
     /// Returns some dead letters of a service: `limit` at most, from 1 to 1000, the first ones without `after`. A page
-    /// ends earlier after 1 MiB of payloads. Only shards on this node are read: [`DeadLetterPage::shards_not_here`] names the
-    /// others. Blocks.
+    /// ends earlier after 1 MiB of payloads. In a cluster, the nodes that lead the shards are asked: [`DeadLetterPage::unanswered`]
+    /// names those that give no answer. Blocks.
     ///
     /// # Errors
     /// [`RawError::UnknownService`]; [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for
-    /// longer than half a second.
+    /// longer than half a second, on a node without a cluster.
     pub fn dead_letters(
         &self,
         service: &str,
@@ -101,23 +106,29 @@ impl Node {
         let (first, shards) = self.shards_of(service)?;
         let limit = limit.clamp(1, 1000);
         let mut at = after.unwrap_or_default();
+        let lister = self.lister();
         let shards_not_here = self.not_here_of(service);
         let (mut page, mut bytes) = (DeadLetterPage { shards_not_here, ..DeadLetterPage::default() }, 0);
         while at.shard < shards {
-            if page.shards_not_here.iter().any(|other| other.shard == first + at.shard) {
-                at = DeadLetterCursor { shard: at.shard + 1, index: 0 };
+            let shard = ShardId(first + at.shard);
+            let behind = DeadLetterCursor { shard: at.shard + 1, index: 0 };
+            if page.shards_not_here.iter().any(|other| other.shard == shard.0) {
+                at = behind;
                 continue;
             }
-            let (from, left, room) = (Index(at.index), limit - page.dead_letters.len(), PAGE_BYTES - bytes);
-            let (found, next, more) =
-                self.shared().look(ShardId(first + at.shard), move |state| walk(state, from, left, room))?;
-            bytes += more;
-            let shard = ShardId(first + at.shard);
-            let infos = found.into_iter().map(|(index, letter)| info(shard, index, letter));
-            page.dead_letters.extend(infos);
-            at = match next {
-                Some(index) => DeadLetterCursor { index: index.0, ..at },
-                None => DeadLetterCursor { shard: at.shard + 1, index: 0 },
+            let (limit_left, room) = ((limit - page.dead_letters.len()) as u32, (PAGE_BYTES - bytes) as u64);
+            let look = Look::DeadLetters { from: Index(at.index), limit: limit_left, room };
+            at = match lister.look(shard, look) {
+                Ok((_, Found::DeadLetters { found, next })) => {
+                    bytes += found.iter().map(|(_, letter)| letter.payload.len()).sum::<usize>();
+                    page.dead_letters.extend(found.into_iter().map(|(index, letter)| info(shard, index, letter)));
+                    next.map_or(behind, |index| DeadLetterCursor { index: index.0, ..at })
+                }
+                Ok(_) => return Err(misfit()),
+                Err(error) => {
+                    page.unanswered.push(lister.unanswered(service, shard, error)?);
+                    behind
+                }
             };
             if page.dead_letters.len() == limit || bytes >= PAGE_BYTES {
                 break;
@@ -126,26 +137,6 @@ impl Node {
         page.next = (at.shard < shards).then_some(at);
         Ok(page)
     }
-}
-
-/// Returns dead letters from a number on, the number that comes next, and the bytes of their payloads.
-fn walk(
-    state: &State,
-    from: Index,
-    limit: usize,
-    room: usize,
-) -> (Vec<(Index, DeadLetter)>, Option<Index>, usize) {
-    let (mut found, mut bytes) = (Vec::new(), 0);
-    for index in state.dead_letters_from(from) {
-        if found.len() == limit || bytes >= room {
-            return (found, Some(index), bytes);
-        }
-        if let Some(letter) = state.record::<DeadLetter>(&RecordKey::dead_letter(index)) {
-            bytes += letter.payload.len();
-            found.push((index, letter));
-        }
-    }
-    (found, None, bytes)
 }
 
 fn info(shard: ShardId, index: Index, letter: DeadLetter) -> DeadLetterInfo {

@@ -4,10 +4,12 @@ mod builder;
 mod cluster;
 mod dead_letters;
 mod log;
+mod looks;
 mod processes;
 
 pub use builder::{NodeBuilder, ServiceOptions};
 pub use dead_letters::{DeadLetterCursor, DeadLetterInfo, DeadLetterPage};
+pub use looks::ShardUnanswered;
 pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
 pub use stead_node::{
     BackupStatus, CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport,

@@ -1,31 +1,24 @@
 //! An operator's view of the processes of a service: listing them, showing one, deleting one.
 //!
 //! A shard may hold millions of records. So they are read in pieces, between which the shard's worker does its own
-//! work.
+//! work. In a cluster the pieces come from the nodes of the shards' primaries.
 
+use super::looks::{Looker, ShardUnanswered};
 use super::{Node, ShardNotHere, TaskStatus};
-use crate::client::block_on;
+use crate::client::{block_on, misfit};
 use crate::error::RawError;
 use crate::service::codec;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::ops::Bound;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead_core::blob::Blob;
-use stead_core::ids::{ShardId, TaskId, Time, TimerId};
+use stead_core::ids::{ShardId, TaskId, TimerId};
 use stead_core::key::Key;
-use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
+use stead_core::look::{Found, Look};
+use stead_core::record::{RecordKey, TaskHead, TimerRecord};
 use stead_core::reply::Reply;
 use stead_core::shard::Shard;
-use stead_core::state::State;
 
-/// Number of slots of records that one look examines: less than a millisecond.
-const SLOTS: usize = 8192;
-/// Number of cells, timers or tasks that one look examines.
-const RECORDS: usize = 1024;
 /// Time after which a page ends although it is not full.
 const PAGE_TIME: Duration = Duration::from_secs(1);
 /// Maximum number of timers, and of tasks, that are listed of one process.
@@ -42,6 +35,9 @@ pub struct ProcessPage {
     /// The shards of the service that are not on this node: no page has their processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards_not_here: Vec<ShardNotHere>,
+    /// The shards that this page had come to and whose primaries gave no answer: their processes are missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<ShardUnanswered>,
 }
 
 /// A process and the size of its state.
@@ -98,17 +94,17 @@ pub struct TimerStatus {
 }
 
 /// The position of a page of processes: text that only [`Node::processes`] returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessCursor {
     shard: u32,
     slot: u64,
-    /// The node's life: another life has other slots.
-    life: u64,
+    /// The epoch in which the slots of the shard were counted: another one may have others.
+    epoch: u64,
 }
 
 impl fmt::Display for ProcessCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.shard, self.slot, self.life)
+        write!(f, "{}.{}.{}", self.shard, self.slot, self.epoch)
     }
 }
 
@@ -127,8 +123,8 @@ impl FromStr for ProcessCursor {
         let read = || {
             let mut parts = text.split('.');
             let mut next = || parts.next()?.parse::<u64>().ok();
-            let (shard, slot, life) = (next()?.try_into().ok()?, next()?, next()?);
-            parts.next().is_none().then_some(Self { shard, slot, life })
+            let (shard, slot, epoch) = (next()?.try_into().ok()?, next()?, next()?);
+            parts.next().is_none().then_some(Self { shard, slot, epoch })
         };
         read().ok_or_else(|| NoCursor { text: text.chars().take(64).collect() })
     }
@@ -149,12 +145,13 @@ impl<'de> Deserialize<'de> for ProcessCursor {
 impl Node {
     /// Returns some processes of a service whose keys begin with `prefix`: `limit` at most, from 1 to 1000, the first
     /// ones without `after`. Processes that are created or deleted meanwhile may be missing or appear twice. A process
-    /// without a state is missing, even if it still has cells. Only shards on this node are read:
-    /// [`ProcessPage::shards_not_here`] names the others. Blocks.
+    /// without a state is missing, even if it still has cells. In a cluster, the nodes that lead the shards are asked:
+    /// [`ProcessPage::unanswered`] names those that give no answer. Blocks.
     ///
     /// # Errors
-    /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the node was restarted since the previous page;
-    /// [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for longer than half a second.
+    /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the shard's primary was restarted or replaced since the previous
+    /// page; [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for longer than half a second, on a node
+    /// without a cluster.
     pub fn processes(
         &self,
         service: &str,
@@ -163,30 +160,28 @@ impl Node {
         limit: usize,
     ) -> Result<ProcessPage, RawError> {
         let (first, shards) = self.shards_of(service)?;
-        let limit = limit.clamp(1, 1000);
+        let limit = limit.clamp(1, Look::PROCESSES_MAX);
         let until = Instant::now() + PAGE_TIME;
-        let life = self.shared().lives();
-        let mut at = after.unwrap_or(ProcessCursor { shard: 0, slot: 0, life });
-        if at.life != life {
-            return Err(RawError::StalePage);
-        }
+        let lister = self.lister();
+        let mut at = after.unwrap_or_default();
         let mut page = ProcessPage { shards_not_here: self.not_here_of(service), ..ProcessPage::default() };
-        let prefix: Arc<[u8]> = Arc::from(prefix.as_bytes());
         while at.shard < shards {
             let shard = ShardId(first + at.shard);
+            let behind = ProcessCursor { shard: at.shard + 1, ..ProcessCursor::default() };
             if page.shards_not_here.iter().any(|other| other.shard == shard.0) {
-                at = ProcessCursor { shard: at.shard + 1, slot: 0, life };
+                at = behind;
                 continue;
             }
-            let (from, left, prefix) = (at.slot as usize, limit - page.processes.len(), Arc::clone(&prefix));
-            let (mut found, next) =
-                self.shared().look(shard, move |state| walk_processes(state, from, &prefix, left))?;
-            self.count_cells(shard, &mut found)?;
-            self.count_timers_and_tasks(shard, &mut found)?;
-            page.processes.append(&mut found);
-            at = match next {
-                Some(slot) => ProcessCursor { slot: slot as u64, ..at },
-                None => ProcessCursor { shard: at.shard + 1, slot: 0, life },
+            let left = limit - page.processes.len();
+            at = match lister.processes(shard, at, prefix, left) {
+                Ok((mut found, next)) => {
+                    page.processes.append(&mut found);
+                    next.unwrap_or(behind)
+                }
+                Err(error) => {
+                    page.unanswered.push(lister.unanswered(service, shard, error)?);
+                    behind
+                }
             };
             if page.processes.len() == limit || Instant::now() >= until {
                 break;
@@ -196,33 +191,33 @@ impl Node {
         Ok(page)
     }
 
-    /// Returns a process with its shard and its state. Blocks.
+    /// Returns a process with its shard and its state. In a cluster, the node that leads its shard is asked. Blocks.
     ///
     /// # Errors
-    /// As [`Self::processes`]; [`RawError::Codec`] if the key is empty or too long; [`RawError::NotHere`] if its shard is not
-    /// on this node.
+    /// As [`Client::call_raw`](crate::Client::call_raw); [`RawError::Codec`] if the key is empty or too long;
+    /// [`Refusal::Overloaded`](crate::Refusal::Overloaded) if the shard does not answer soon.
     pub fn process(&self, service: &str, key: &str) -> Result<ProcessDetail, RawError> {
         let (shard, process) = self.place_of(service, key)?;
-        let record = RecordKey::process(&process);
-        let state =
-            self.shared().look(shard, move |state| state.records().get(record.as_bytes()).cloned())?;
+        let looker = self.looker();
+        let look = Look::State { process: process.clone() };
+        let (_, Found::State(state)) = looker.look(shard, look)? else { return Err(misfit()) };
         let bytes = state.as_ref().map_or(0, |state| state.len() as u64);
         let mut info = [ProcessInfo { key: key.to_owned(), shard: shard.0, bytes, ..ProcessInfo::default() }];
-        self.count_cells(shard, &mut info)?;
+        let of = [process];
+        looker.count_cells(shard, &of, &mut info)?;
         let [mut info] = info;
-        let timers = self.timers_of(shard, &process)?;
-        let tasks = self.tasks_of(shard, &process)?;
-        (info.timers, info.tasks) = (timers.len() as u64, tasks.len() as u64);
+        let (timers, tasks) = (looker.timers(shard, &of, LISTED)?, looker.tasks(shard, &of, LISTED)?);
+        (info.timers, info.tasks) = (timers.ids.len() as u64, tasks.ids.len() as u64);
         let exists = state.is_some() || info.cells + info.timers + info.tasks > 0;
         let read = state.as_ref().and_then(|state| codec::state_to_json(state).ok());
         let (version, state) = read.map_or((None, None), |(version, state)| (Some(version), Some(state)));
-        let timer_list = timers.into_iter().take(LISTED).map(|(id, timer)| TimerStatus {
+        let timer_list = timers.listed.into_iter().map(|(id, timer)| TimerStatus {
             id: id.0,
             at: timer.at.0,
             to: timer.send.map(|to| format!("{}/{}", self.topology().service(to.service).name, to.process)),
             payload: codec::payload_to_json(&timer.payload).ok(),
         });
-        let task_list = tasks.into_iter().take(LISTED).map(|(id, task)| TaskStatus::of(id, task.into()));
+        let task_list = tasks.listed.into_iter().map(|(id, task)| TaskStatus::of(id, task));
         let (timer_list, task_list) = (timer_list.collect(), task_list.collect());
         Ok(ProcessDetail { service: service.to_owned(), info, exists, version, state, timer_list, task_list })
     }
@@ -236,20 +231,20 @@ impl Node {
     /// As [`Self::process`], and as [`Client::call_raw`](crate::Client::call_raw). After an error, repeat the call.
     pub fn delete_process(&self, service: &str, key: &str) -> Result<u64, RawError> {
         let (shard, process) = self.place_of(service, key)?;
+        let (looker, of) = (self.looker(), [process.clone()]);
         let mut deleted = 0;
         // The second round deletes records that were put between the looks and the entries.
         for _ in 0..2 {
             let mut records = vec![RecordKey::process(&process)];
-            records.extend(self.timers_of(shard, &process)?.iter().map(|(id, _)| RecordKey::timer(*id)));
-            records.extend(self.tasks_of(shard, &process)?.iter().map(|(id, _)| RecordKey::task(*id)));
+            let (timers, tasks) = (looker.timers(shard, &of, 0)?, looker.tasks(shard, &of, 0)?);
+            records.extend(timers.ids.iter().map(|(_, id)| RecordKey::timer(*id)));
+            records.extend(tasks.ids.iter().map(|(_, id)| RecordKey::task(*id)));
             for batch in records.chunks(Shard::DELETE_BATCH) {
                 deleted += self.delete_records(shard, process.clone(), batch.to_vec())?;
             }
             loop {
-                let owner = process.clone();
-                let cells = self
-                    .shared()
-                    .look(shard, move |state| first_cells(state, &owner, Shard::DELETE_BATCH))?;
+                let look = Look::CellKeys { process: process.clone(), limit: Shard::DELETE_BATCH as u32 };
+                let (_, Found::CellKeys(cells)) = looker.look(shard, look)? else { return Err(misfit()) };
                 if cells.is_empty() {
                     break;
                 }
@@ -261,12 +256,9 @@ impl Node {
 
     fn delete_records(&self, shard: ShardId, process: Key, records: Vec<RecordKey>) -> Result<u64, RawError> {
         let answer = block_on(self.client().delete_records(self.shared(), shard, process, records))?;
-        match answer.result.map_err(RawError::Refused)? {
-            Reply::Ok(count) => {
-                Ok((*count).try_into().map(u64::from_be_bytes).expect("the core answers 8 bytes"))
-            }
-            Reply::Err(_) => unreachable!("no handler runs that could return an error"),
-        }
+        // No handler runs that could return an error.
+        let (Reply::Ok(count) | Reply::Err(count)) = answer.result.map_err(RawError::Refused)?;
+        (*count).try_into().map(u64::from_be_bytes).map_err(|_| misfit())
     }
 
     /// Returns the shards of a service that are not on this node.
@@ -294,187 +286,114 @@ impl Node {
     pub(crate) fn last_index(&self, shard: ShardId) -> Result<u64, RawError> {
         Ok(self.shared().look(shard, |state| state.position().index.0)?)
     }
+}
 
-    fn count_cells(&self, shard: ShardId, processes: &mut [ProcessInfo]) -> Result<(), RawError> {
-        let mut at = 0;
-        let mut from: Option<Vec<u8>> = None;
-        while at < processes.len() {
-            let keys: Vec<String> = processes[at..].iter().map(|process| process.key.clone()).collect();
-            let (counts, rest) = self.shared().look(shard, move |state| walk_cells(state, &keys, from))?;
+/// Timers or tasks of processes.
+struct Waiting<I, T> {
+    /// Each with the place of its process.
+    ids: Vec<(u32, I)>,
+    /// The first ones.
+    listed: Vec<(I, T)>,
+}
+
+impl Looker<'_> {
+    /// Returns processes of a shard from a place on, `limit` at most, and the place of the next ones.
+    fn processes(
+        &self,
+        shard: ShardId,
+        at: ProcessCursor,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<(Vec<ProcessInfo>, Option<ProcessCursor>), RawError> {
+        let look = Look::Processes { from: at.slot, prefix: prefix.to_owned(), limit: limit as u32 };
+        let (epoch, Found::Processes { found, next }) = self.look(shard, look)? else {
+            return Err(misfit());
+        };
+        if at.slot > 0 && at.epoch != epoch.0 {
+            return Err(RawError::StalePage);
+        }
+        let info = |(key, bytes): &(Key, u64)| ProcessInfo {
+            key: key.to_string(),
+            shard: shard.0,
+            bytes: *bytes,
+            ..ProcessInfo::default()
+        };
+        let mut infos: Vec<ProcessInfo> = found.iter().map(info).collect();
+        if !infos.is_empty() {
+            let of: Vec<Key> = found.into_iter().map(|(key, _)| key).collect();
+            self.count_cells(shard, &of, &mut infos)?;
+            for (place, _) in self.timers(shard, &of, 0)?.ids {
+                infos.get_mut(place as usize).ok_or_else(misfit)?.timers += 1;
+            }
+            for (place, _) in self.tasks(shard, &of, 0)?.ids {
+                infos.get_mut(place as usize).ok_or_else(misfit)?.tasks += 1;
+            }
+        }
+        Ok((infos, next.map(|slot| ProcessCursor { slot, epoch: epoch.0, ..at })))
+    }
+
+    fn count_cells(&self, shard: ShardId, of: &[Key], processes: &mut [ProcessInfo]) -> Result<(), RawError> {
+        let (mut at, mut from) = (0, None);
+        while at < of.len() {
+            let look = Look::Cells { of: of[at..].to_vec(), from: from.take() };
+            let (_, Found::Cells { counts, next }) = self.look(shard, look)? else { return Err(misfit()) };
             for (process, (cells, bytes)) in processes[at..].iter_mut().zip(&counts) {
                 process.cells += cells;
                 process.cells_bytes += bytes;
             }
-            let Some(rest) = rest else { break };
+            let Some(next) = next else { break };
             // The cells of the last process are not complete.
-            at += counts.len() - 1;
-            from = Some(rest);
+            at += counts.len().saturating_sub(1);
+            from = Some(next);
         }
         Ok(())
     }
 
-    fn count_timers_and_tasks(&self, shard: ShardId, processes: &mut [ProcessInfo]) -> Result<(), RawError> {
-        if processes.is_empty() {
-            return Ok(());
-        }
-        let places: HashMap<String, usize> =
-            processes.iter().enumerate().map(|(at, process)| (process.key.clone(), at)).collect();
-        let places = Arc::new(places);
-        let mine = Arc::clone(&places);
-        self.each_timer(
-            shard,
-            move |_, timer| mine.get(&*timer.process).copied(),
-            |at| {
-                processes[at].timers += 1;
-            },
-        )?;
-        self.each_task(
-            shard,
-            move |_, task| places.get(&*task.process).copied(),
-            |at| {
-                processes[at].tasks += 1;
-            },
-        )
-    }
-
-    fn timers_of(&self, shard: ShardId, process: &Key) -> Result<Vec<(TimerId, TimerRecord)>, RawError> {
-        let (mut timers, process) = (Vec::new(), process.clone());
-        let own = move |id, timer: TimerRecord| (timer.process == process).then_some((id, timer));
-        self.each_timer(shard, own, |(id, mut timer)| {
-            // Only the ids are needed of items that are not listed: the payloads of all timers may be large.
-            if timers.len() >= LISTED {
-                timer.payload = Blob::empty();
-            }
-            timers.push((id, timer));
-        })?;
-        Ok(timers)
-    }
-
-    fn tasks_of(&self, shard: ShardId, process: &Key) -> Result<Vec<(TaskId, TaskRecord)>, RawError> {
-        let (mut tasks, process) = (Vec::new(), process.clone());
-        let own = move |id, task: TaskRecord| (task.process == process).then_some((id, task));
-        self.each_task(shard, own, |(id, mut task)| {
-            if tasks.len() >= LISTED {
-                task.state = Blob::empty();
-            }
-            tasks.push((id, task));
-        })?;
-        Ok(tasks)
-    }
-
-    /// Returns selected timers of a shard, in the order in which they fire.
-    fn each_timer<T: Send + 'static>(
+    /// Returns the timers of processes, in the order in which they fire, so many of them with their content.
+    fn timers(
         &self,
         shard: ShardId,
-        pick: impl Fn(TimerId, TimerRecord) -> Option<T> + Send + Sync + 'static,
-        take: impl FnMut(T),
-    ) -> Result<(), RawError> {
-        let pick = move |state: &State, &(_, id): &(Time, TimerId)| {
-            state.record(&RecordKey::timer(id)).and_then(|timer| pick(id, timer))
-        };
-        self.each(shard, State::timers, pick, take)
-    }
-
-    /// Returns selected tasks of a shard.
-    fn each_task<T: Send + 'static>(
-        &self,
-        shard: ShardId,
-        pick: impl Fn(TaskId, TaskRecord) -> Option<T> + Send + Sync + 'static,
-        take: impl FnMut(T),
-    ) -> Result<(), RawError> {
-        let pick = move |state: &State, &id: &TaskId| {
-            state.record(&RecordKey::task(id)).and_then(|task| pick(id, task))
-        };
-        self.each(shard, State::tasks, pick, take)
-    }
-
-    /// Visits a set of a shard in pieces.
-    fn each<K: Ord + Copy + Send + 'static, T: Send + 'static>(
-        &self,
-        shard: ShardId,
-        set: fn(&State) -> &BTreeSet<K>,
-        pick: impl Fn(&State, &K) -> Option<T> + Send + Sync + 'static,
-        mut take: impl FnMut(T),
-    ) -> Result<(), RawError> {
-        let pick = Arc::new(pick);
-        let mut after = Bound::Unbounded;
+        of: &[Key],
+        listed: usize,
+    ) -> Result<Waiting<TimerId, TimerRecord>, RawError> {
+        let mut all = Waiting { ids: Vec::new(), listed: Vec::new() };
+        let mut after = None;
         loop {
-            let pick = Arc::clone(&pick);
-            let (picked, last) = self.shared().look(shard, move |state| {
-                let piece: Vec<K> =
-                    set(state).range((after, Bound::Unbounded)).take(RECORDS).copied().collect();
-                let picked: Vec<T> = piece.iter().filter_map(|key| pick(state, key)).collect();
-                (picked, piece.last().copied().filter(|_| piece.len() == RECORDS))
-            })?;
-            picked.into_iter().for_each(&mut take);
-            let Some(last) = last else { return Ok(()) };
-            after = Bound::Excluded(last);
-        }
-    }
-}
-
-/// Returns the processes of some slots, and the slot to continue from, unless that was the last one.
-fn walk_processes(
-    state: &State,
-    from: usize,
-    prefix: &[u8],
-    limit: usize,
-) -> (Vec<ProcessInfo>, Option<usize>) {
-    let records = state.records();
-    let end = from.saturating_add(SLOTS);
-    let mut found = Vec::new();
-    for (slot, key, value) in records.iter_slots(from..end) {
-        let Some((kind, key)) = key.split_first() else { continue };
-        if *kind != Kind::Process as u8 || !key.starts_with(prefix) {
-            continue;
-        }
-        let key = String::from_utf8_lossy(key).into_owned();
-        let bytes = value.len() as u64;
-        found.push(ProcessInfo { key, shard: state.shard().0, bytes, ..ProcessInfo::default() });
-        if found.len() == limit {
-            return (found, Some(slot + 1).filter(|next| *next < records.slot_count()));
-        }
-    }
-    (found, Some(end).filter(|next| *next < records.slot_count()))
-}
-
-type CellCounts = Vec<(u64, u64)>;
-
-/// Returns the numbers of cells of some processes and their bytes. If there were too many, also returns the cell of the
-/// last process to continue from.
-fn walk_cells(
-    state: &State,
-    processes: &[String],
-    mut from: Option<Vec<u8>>,
-) -> (CellCounts, Option<Vec<u8>>) {
-    let mut counts = Vec::new();
-    let mut passed = 0;
-    for process in processes {
-        let all = RecordKey::cell(process, b"");
-        let from = from.take().unwrap_or_else(|| all.as_bytes().to_vec());
-        let (mut cells, mut bytes) = (0, 0);
-        for (key, value) in state.records().scan_cells_from(&from) {
-            if !key.starts_with(all.as_bytes()) {
-                break;
+            let left = (listed - all.listed.len().min(listed)) as u32;
+            let look = Look::Timers { of: of.to_vec(), after, listed: left };
+            let (_, Found::Timers { ids, listed, next }) = self.look(shard, look)? else {
+                return Err(misfit());
+            };
+            all.ids.extend(ids);
+            all.listed.extend(listed);
+            if next.is_none() {
+                return Ok(all);
             }
-            if passed == RECORDS {
-                counts.push((cells, bytes));
-                return (counts, Some(key.to_vec()));
-            }
-            passed += 1;
-            cells += 1;
-            bytes += value.len() as u64;
+            after = next;
         }
-        counts.push((cells, bytes));
     }
-    (counts, None)
-}
 
-fn first_cells(state: &State, process: &Key, count: usize) -> Vec<RecordKey> {
-    let all = RecordKey::cell(process, b"");
-    let cells = state
-        .records()
-        .scan_cells_from(all.as_bytes())
-        .take_while(|(key, _)| key.starts_with(all.as_bytes()));
-    cells.take(count).filter_map(|(key, _)| RecordKey::from_bytes(key)).collect()
+    /// As [`Self::timers`], the tasks.
+    fn tasks(
+        &self,
+        shard: ShardId,
+        of: &[Key],
+        listed: usize,
+    ) -> Result<Waiting<TaskId, TaskHead>, RawError> {
+        let mut all = Waiting { ids: Vec::new(), listed: Vec::new() };
+        let mut after = None;
+        loop {
+            let left = (listed - all.listed.len().min(listed)) as u32;
+            let look = Look::Tasks { of: of.to_vec(), after, listed: left };
+            let (_, Found::Tasks { ids, listed, next }) = self.look(shard, look)? else {
+                return Err(misfit());
+            };
+            all.ids.extend(ids);
+            all.listed.extend(listed);
+            if next.is_none() {
+                return Ok(all);
+            }
+            after = next;
+        }
+    }
 }

@@ -2,13 +2,14 @@
 
 use crate::patience::{PATIENCE, await_some};
 use crate::services::{Account, Ask, Look, builder, key};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use stead::kv::{Kv, Query, Request};
 use stead::{
-    Acks, BlockingClient, CallError, Config, DialChange, EnterError, Node, NodeBuilder, NodeState, NotReady,
-    OpenError, OperateError, RawError, Read, ServiceOptions, ShardPlaces,
+    Acks, BlockingClient, CallError, Config, DialChange, EnterError, Node, NodeBuilder, NodeState, NodeStatus,
+    NotReady, OpenError, OperateError, RawError, Read, ServiceOptions, ShardPlaces,
 };
 
 fn any() -> SocketAddr {
@@ -280,6 +281,69 @@ fn any_node_answers_also_once_the_primary_is_killed() {
         Err(NotReady::Shards { active, shards }) if active < shards => Some(()),
         _ => None,
     });
+}
+
+#[test]
+fn any_node_lists_shows_and_deletes_processes_and_names_a_node_that_gives_no_answer() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let first = member(dirs[0].path()).open().unwrap();
+    let second = joined(dirs[1].path(), &first);
+    await_some("each node leads two shards", || {
+        let status = second.cluster().unwrap().status();
+        let is_led = status.shards.iter().all(|shard| shard.is_active);
+        let share = |node: &NodeStatus| node.primaries == 2;
+        (is_led && !status.is_balancing && status.nodes.iter().all(share)).then_some(())
+    });
+    let accounts: BTreeSet<String> = (10..26).map(|at| format!("account-{at}")).collect();
+    let client = first.blocking_client().with_timeout(PATIENCE);
+    for account in &accounts {
+        client.call::<Account>(account, Ask::Deposit(7)).unwrap();
+    }
+    client.call::<Account>(&key("account-10"), Ask::Later { amount: 1, after_ms: 3_600_000 }).unwrap();
+    // All keys, and the shards that gave no answer.
+    let list = |node: &Node| {
+        let (mut keys, mut unanswered, mut after) = (BTreeSet::new(), Vec::new(), None);
+        loop {
+            let page = node.processes("account", "account-", after, 3).unwrap();
+            keys.extend(page.processes.into_iter().map(|process| process.key));
+            unanswered.extend(page.unanswered);
+            after = page.next;
+            if after.is_none() {
+                return (keys, unanswered);
+            }
+        }
+    };
+    for node in [&first, &second] {
+        assert_eq!(list(node), (accounts.clone(), vec![]));
+        for account in &accounts {
+            let shown = node.process("account", account).unwrap();
+            assert_eq!(shown.state.map(|state| state["balance"].clone()), Some(7.into()), "{account}");
+            assert_eq!(shown.timer_list.len(), usize::from(account == "account-10"));
+        }
+        let page = node.dead_letters("account", None, 10).unwrap();
+        assert_eq!((page.dead_letters.len(), page.next, page.unanswered), (0, None, vec![]));
+    }
+    let mut left = accounts;
+    for node in [&first, &second] {
+        for _ in 0..4 {
+            let account = left.pop_last().unwrap();
+            assert_eq!(node.delete_process("account", &account), Ok(1), "{account}");
+        }
+    }
+    for node in [&first, &second] {
+        assert_eq!(list(node), (left.clone(), vec![]));
+    }
+    second.kill();
+    let (keys, unanswered) = list(&first);
+    assert_eq!(unanswered.iter().map(|shard| shard.node).collect::<Vec<_>>(), [Some(2); 2], "{unanswered:?}");
+    assert!(keys.is_subset(&left) && keys.len() < left.len(), "{keys:?}");
+    let is_lacking = |account: &&String| !keys.contains(*account);
+    let shard_of = |account: &String| match first.process("account", account) {
+        Err(RawError::NoPrimary { shard, .. }) => shard,
+        other => panic!("{other:?}"),
+    };
+    let lacking = shard_of(left.iter().find(is_lacking).unwrap());
+    assert!(unanswered.iter().any(|shard| shard.shard == lacking), "{unanswered:?}");
 }
 
 #[test]

@@ -395,15 +395,6 @@ fn an_answer_waits_for_a_backup_and_a_retry_at_the_next_primary_gets_the_same_on
 }
 
 #[test]
-fn a_replica_that_does_not_lead_turns_away_what_no_other_node_takes() {
-    let mut cluster = serving();
-    let (process, reply_to) = (Key::new("a").unwrap(), cluster.reply_to(2, 1));
-    cluster.nodes[&2].shared.delete(SHARD, process, Vec::new(), reply_to).unwrap();
-    cluster.settle();
-    assert_eq!(cluster.answered(), [(1, Err(NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere }))]);
-}
-
-#[test]
 fn messages_for_shards_and_replicas_that_are_not_here_change_nothing() {
     let mut cluster = serving();
     let node = &cluster.nodes[&1].shared;

@@ -2,6 +2,8 @@
 
 use super::*;
 use stead_core::calls::{Query, Read};
+use stead_core::look::{Found, Look};
+use stead_core::record::RecordKey;
 
 impl Cluster {
     /// Ends a node, and lets the others know that their connections to it closed.
@@ -73,6 +75,30 @@ fn a_node_that_does_not_lead_forwards_calls_of_its_clients() {
     }
     cluster.settle();
     assert_eq!(cluster.answered(), [(5, Ok(3))]);
+}
+
+#[test]
+fn a_node_that_does_not_lead_shows_and_deletes_processes_for_an_operator() {
+    let mut cluster = serving();
+    cluster.request(1, 1, 1);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(1, Ok(1))]);
+    let process = Key::new("a").unwrap();
+    let look = |cluster: &mut Cluster| {
+        let look = Look::State { process: process.clone() };
+        cluster.nodes[&3].shared.show(SHARD, look, cluster.reply_to(3, 2)).unwrap();
+        cluster.settle();
+        let answer = cluster.answers.lock().unwrap().pop().map(|(_, answer)| answer.unwrap().result);
+        let Some(Ok(Reply::Ok(found))) = answer else { panic!("{answer:?}") };
+        Found::decode(&found).unwrap()
+    };
+    assert!(matches!(look(&mut cluster), Found::State(Some(_))));
+    let records = vec![RecordKey::process(&process)];
+    cluster.nodes[&2].shared.delete(SHARD, process.clone(), records, cluster.reply_to(2, 3)).unwrap();
+    cluster.settle();
+    let deleted = cluster.answers.lock().unwrap().pop().map(|(_, answer)| answer.unwrap().result);
+    assert_eq!(deleted, Some(Ok(Reply::Ok(Blob::from(&1u64.to_be_bytes()[..])))));
+    assert_eq!(look(&mut cluster), Found::State(None));
 }
 
 #[test]

@@ -131,7 +131,7 @@ pub(crate) fn sample_messages() -> (Vec<Fact>, Vec<Request>) {
         learners: vec![ReplicaId(3)],
         caught_up: Vec::new(),
     }];
-    let report = NodeReport { node, start, stalled: Micros(0), peers, shards };
+    let report = NodeReport { node, start, stalled: Micros(0), peers, shards, shards_known: None };
     let (life, epoch, table, active) = (Life(1), Epoch(2), EpochTable::default(), Epoch(1));
     let answer = SealAnswer { replica, life, epoch, table, active };
     let facts = vec![

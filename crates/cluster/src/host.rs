@@ -23,6 +23,9 @@ pub(crate) trait Host: Send + Sync {
     /// Returns its view of the other nodes.
     fn peers(&self) -> Vec<PeerReport>;
 
+    /// Returns the number of the shards that it knows: the first ones of the cluster.
+    fn shards(&self) -> u32;
+
     /// Asks its workers for the status of its shards.
     fn ask_status(&self) -> AskedStatus;
 
@@ -66,6 +69,10 @@ impl<E: Env> Host for Shared<E> {
 
     fn peers(&self) -> Vec<PeerReport> {
         self.peers.reports(self.now())
+    }
+
+    fn shards(&self) -> u32 {
+        self.topology().shard_count()
     }
 
     fn ask_status(&self) -> AskedStatus {

@@ -25,6 +25,9 @@ pub(crate) struct Look {
     /// The shards that it leads.
     #[n(3)]
     pub(crate) led: Vec<Led>,
+    /// The number of the first shards that it knows, once it runs: those of services that were added after its start are not among them.
+    #[n(4)]
+    pub(crate) shards: Option<u32>,
 }
 
 /// The judgement of the control plane's leader.

@@ -385,6 +385,7 @@ impl<N: Network> ClusterPart<N> {
                     stalled: host.stalled(),
                     peers: host.peers(),
                     shards,
+                    shards_known: Some(host.shards()),
                 }));
             }
         } else if is_due && leader.is_some() {
@@ -526,7 +527,8 @@ impl<N: Network> ClusterPart<N> {
             let nodes = self.directory.nodes().keys().copied();
             let judgement = Judgement::of(&self.driver, now, nodes);
             let led = shards.iter().filter_map(Led::of).collect();
-            let look = Look { node: self.node, begun, judgement, led };
+            let shards = self.common.host.get().map(|host| host.shards());
+            let look = Look { node: self.node, begun, judgement, led, shards };
             match to {
                 // The operator may be gone.
                 LookTo::Here(looks) => drop(looks.send(look)),

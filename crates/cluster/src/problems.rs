@@ -91,6 +91,19 @@ fn nodes(status: &ClusterStatus, problems: &mut Vec<Problem>) {
             )),
             NodeState::Up => {}
         }
+        if !node.unknown_services.is_empty() {
+            let services = node.unknown_services.join(", ");
+            problems.push(problem(
+                format!(
+                    "node {} gets no replica of {services}, which a newer program has added since it was started",
+                    node.node
+                ),
+                format!(
+                    "start node {} again with the program that has {services}: stead start --data DIR --listen-cluster {address}",
+                    node.node
+                ),
+            ));
+        }
     }
 }
 
@@ -149,6 +162,7 @@ mod tests {
             is_leaving: false,
             primaries: 0,
             replicas: 0,
+            unknown_services: Vec::new(),
         }
     }
 
@@ -232,6 +246,12 @@ mod tests {
             status.nodes.truncate(2);
         });
         assert_eq!(alone[0].1, "stead service set kv --replicas 2");
+
+        let old = found(|status| status.nodes[1].unknown_services = vec!["bank".to_owned()]);
+        assert_eq!(old.len(), 1);
+        let what = "node 2 gets no replica of bank, which a newer program has added since it was started";
+        assert_eq!(old[0].0, what);
+        assert!(old[0].1.starts_with("start node 2 again with the program that has bank: stead start"), "{old:?}");
 
         let few = found(|status| status.shards[7].members.truncate(2));
         assert_eq!(few[0].0, "kv has fewer than 3 replicas at shard 7");

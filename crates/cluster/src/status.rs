@@ -66,6 +66,9 @@ pub struct NodeStatus {
     pub primaries: u32,
     /// The shards of which it has a replica, those that it leads included.
     pub replicas: u32,
+    /// The services that were added after its start, by a newer program: it gets no replica of them until it is started again with
+    /// such a program.
+    pub unknown_services: Vec<String>,
 }
 
 /// The state of a node.

@@ -15,6 +15,7 @@ use stead_core::control::failover::{Cause, Failover};
 use stead_core::control::shard::{ShardRecord, Stage};
 use stead_core::ids::{Index, NodeId, ReplicaId, ShardId, Time};
 use stead_core::replication::table::LogPoint;
+use stead_core::topology::Service;
 
 /// The time for which a node waits for what the others know: longer than each of them waits for its workers.
 const SURVEY_WAIT: Duration = Duration::from_millis(300);
@@ -26,6 +27,8 @@ struct Known {
     judgement: Option<Judgement>,
     /// The time at which each node began.
     begun: BTreeMap<NodeId, Time>,
+    /// The number of the first shards that each node knows.
+    shards: BTreeMap<NodeId, u32>,
     led: BTreeMap<ShardId, Led>,
 }
 
@@ -34,6 +37,7 @@ impl Known {
         let mut known = Self::default();
         for look in looks {
             known.begun.insert(look.node, look.begun);
+            known.shards.extend(look.shards.map(|shards| (look.node, shards)));
             if Some(look.node) == leader {
                 known.judgement = look.judgement;
             }
@@ -96,6 +100,7 @@ impl Membership {
                 is_leaving: record.is_leaving,
                 primaries: count(state.shards().filter(leads).count()),
                 replicas: count(state.shards().filter(has).count()),
+                unknown_services: unknown_services(state, known.shards.get(&node)),
             }
         });
         let mut status = ClusterStatus {
@@ -112,6 +117,12 @@ impl Membership {
         status.problems = problems(&status);
         status
     }
+}
+
+/// Returns the services of which a node that knows so many shards does not know all.
+fn unknown_services(state: &ControlState, shards: Option<&u32>) -> Vec<String> {
+    let is_unknown = |service: &&Service| shards.is_some_and(|known| service.first.0 + service.shards > *known);
+    state.topology().services().iter().filter(is_unknown).map(|service| service.name.clone()).collect()
 }
 
 fn services(state: &ControlState) -> Vec<ServiceDial> {

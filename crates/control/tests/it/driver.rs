@@ -170,7 +170,8 @@ impl World {
             max_lag: None,
         });
         let shards = shards.collect();
-        Some(NodeReport { node: id, start: StartId(u128::from(id.0)), stalled: Micros(0), peers, shards })
+        let (start, stalled) = (StartId(u128::from(id.0)), Micros(0));
+        Some(NodeReport { node: id, start, stalled, peers, shards, shards_known: None })
     }
 
     fn perform(&mut self, order: Request) {

@@ -521,7 +521,7 @@ impl Watched {
             target.push(primary);
         }
         // Those that are to go stay until they are replaced.
-        let can_replace = shard.learners().next().is_some() || loads.spare(view.state, shard).is_some();
+        let can_replace = shard.learners().next().is_some() || loads.spare(view.state, id, shard).is_some();
         for &member in members {
             let is_weak = view.node_of(shard, member).is_some() && !target.contains(&member);
             let keeps = can_replace || !Self::is_leaving(view, shard, member) || target.is_empty();
@@ -580,7 +580,7 @@ impl Watched {
         if here.count() >= usize::from(dial.replicas) || !has_room || self.primary_report(shard).is_none() {
             return;
         }
-        if let Some(node) = outgoing.loads.spare(view.state, shard)
+        if let Some(node) = outgoing.loads.spare(view.state, id, shard)
             && self.may_propose(view, shard, Kind::Place)
         {
             outgoing.loads.place(node);

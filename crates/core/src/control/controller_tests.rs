@@ -8,7 +8,7 @@ use super::failover::Cause;
 use super::node::{DiskState, StartId};
 use super::placement::{Loads, create_service};
 use super::settings::Settings;
-use super::shard::Stage;
+use super::shard::{ShardRecord, Stage};
 use super::{Cluster, ControlState};
 use crate::clock::Now;
 use crate::commit_tracker::EpochConfig;
@@ -45,6 +45,8 @@ struct FakeNode {
     /// The time at which leases that it granted are over.
     granted: Time,
     replicas: BTreeMap<(ShardId, ReplicaId), FakeReplica>,
+    /// The number of the first shards that it knows; `None` for all.
+    known: Option<u32>,
 }
 
 struct Fake {
@@ -87,7 +89,7 @@ impl Fake {
         let (disk, earlier) = (DiskState::Whole, Vec::new());
         let hello = Hello { node: None, life: Life(1), start, disk, addresses, earlier };
         let (life, replicas) = (Life(1), BTreeMap::new());
-        let new = FakeNode { life, start, is_up: true, stalled: Micros(0), granted: Time(0), replicas };
+        let new = FakeNode { life, start, is_up: true, stalled: Micros(0), granted: Time(0), replicas, known: None };
         self.nodes.insert(node, new);
         self.controller.handle(self.now, Fact::Hello(hello));
         self.run(50);
@@ -182,6 +184,7 @@ impl Fake {
                 stalled: node.stalled,
                 peers: peers.collect(),
                 shards: shards.collect(),
+                shards_known: node.known,
             };
             self.controller.handle(self.now, Fact::Report(report));
         }
@@ -453,6 +456,38 @@ fn a_node_that_joins_gets_its_share_one_move_at_a_time() {
     assert!(fake.primaries().values().all(|count| *count <= 3), "{:?}", fake.primaries());
     let placed: usize = fake.nodes.values().map(|node| node.replicas.len()).sum();
     assert_eq!(placed, 24, "what moved away is deleted");
+}
+
+#[test]
+fn a_node_that_does_not_know_a_service_gets_no_replica_of_it_before_it_is_started_again() {
+    let mut fake = Fake::new(4);
+    fake.create(4, THREE);
+    // The fourth node was started before the next service was added.
+    fake.nodes.get_mut(&D).unwrap().known = Some(4);
+    fake.run(100);
+    let shards = [A, B, C, A].map(|node| ShardStart::New { nodes: vec![node] }).to_vec();
+    let (name, dial) = ("new".to_owned(), dial(2, Acks::Majority));
+    assert_eq!(fake.state.apply(Command::CreateService { name, dial, shards }), Outcome::Done);
+    let on_d = |fake: &Fake| {
+        let of_new = fake.state.shards().filter(|(id, _)| id.0 >= 4);
+        let on_it = |shard: &ShardRecord| shard.replicas().values().any(|placed| placed.node == D);
+        of_new.filter(|(_, shard)| on_it(shard)).count()
+    };
+    let is_whole = |fake: &Fake| {
+        fake.state.shards().all(|(_, shard)| shard.is_settled() && shard.history().newest().config.members().len() >= 2)
+    };
+    fake.run_until(is_whole);
+    fake.state.apply(Command::SetBalancing { is_balancing: true });
+    fake.run_until(|fake| !fake.state.is_balancing());
+    assert_eq!(on_d(&fake), 0);
+    // Older services still move there.
+    let loads = Loads::new(&fake.state, fake.controller.health());
+    assert!(loads.of(D).replicas >= 4, "{loads:?}");
+    fake.nodes.get_mut(&D).unwrap().known = Some(8);
+    fake.run(100);
+    fake.state.apply(Command::SetBalancing { is_balancing: true });
+    fake.run_until(|fake| !fake.state.is_balancing());
+    assert!(on_d(&fake) > 0, "{:?}", fake.state.shards().collect::<Vec<_>>());
 }
 
 #[test]

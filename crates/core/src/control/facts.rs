@@ -72,6 +72,10 @@ pub struct NodeReport {
     /// The replicas on which there is something new; all of them for a controller that is new, and from time to time.
     #[n(4)]
     pub shards: Vec<ShardReport>,
+    /// The number of the first shards that the node knows: those of services that were added after its start are not among them.
+    /// `None` of an older version, which does not say.
+    #[n(5)]
+    pub shards_known: Option<u32>,
 }
 
 /// A node that has started, as it introduces itself. It repeats that until the state has its start.
@@ -303,6 +307,7 @@ mod tests {
                 stalled: Micros(9),
                 peers: vec![peer],
                 shards: vec![report],
+                shards_known: Some(8),
             }),
             Fact::Closed(node),
             Fact::Refused(node),

@@ -58,6 +58,8 @@ struct View {
     /// The stall of the last report.
     stalled: Micros,
     peers: BTreeMap<NodeId, PeerReport>,
+    /// The number of the first shards that it knows; 0 until it reports.
+    known: u32,
     /// The verdict of the last look, and the time since which it is one.
     failed: Option<(Cause, Time)>,
 }
@@ -84,6 +86,7 @@ impl Health {
         };
         view.detector.handle_heard(now, self.settings.timeout);
         (view.link, view.stalled) = (Link::Open, report.stalled);
+        view.known = report.shards_known.unwrap_or(u32::MAX);
         let peers = report.peers.iter().take(ControlState::NODES_MAX);
         view.peers = peers.map(|peer| (peer.node, *peer)).collect();
         true
@@ -125,6 +128,13 @@ impl Health {
         self.views.get(&node).is_some_and(|view| view.failed.is_none())
     }
 
+    /// Returns the number of the first shards that a node knows, as it has reported: a running one does not learn of a service that a
+    /// newer program adds. 0 before its first report.
+    #[must_use]
+    pub fn shards_known(&self, node: NodeId) -> u32 {
+        self.views.get(&node).map_or(0, |view| view.known)
+    }
+
     /// Looks at all nodes of the cluster.
     pub fn look(&mut self, now: Time, state: &ControlState) {
         let paused = now.since(self.looked).minus(self.settings.pause);
@@ -137,13 +147,14 @@ impl Health {
                 start: record.start,
                 stalled: Micros(0),
                 peers: BTreeMap::new(),
+                known: 0,
                 failed: None,
             });
             view.detector.handle_pause(paused);
             if view.start != record.start {
                 // Another process: what the old one reported is over.
                 (view.start, view.link, view.stalled) = (record.start, Link::Open, Micros(0));
-                (view.detector, view.peers) = (Detector::new(now), BTreeMap::new());
+                (view.detector, view.peers, view.known) = (Detector::new(now), BTreeMap::new(), 0);
             }
         }
         let verdicts: Vec<_> = self.views.keys().map(|node| (*node, self.judge(now, *node))).collect();
@@ -241,7 +252,7 @@ mod tests {
                     });
                     let (peers, shards) = (peers.collect(), Vec::new());
                     let report =
-                        NodeReport { node, start: StartId(u128::from(node.0)), stalled, peers, shards };
+                        NodeReport { node, start: StartId(u128::from(node.0)), stalled, peers, shards, shards_known: None };
                     self.health.handle_report(self.now, &report);
                 }
                 self.health.look(self.now, &self.state);

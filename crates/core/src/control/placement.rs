@@ -23,6 +23,8 @@ pub struct Loads {
     loads: BTreeMap<NodeId, Load>,
     /// Nodes that may take replicas.
     takers: Vec<NodeId>,
+    /// The number of the first shards that each of these knows.
+    known: BTreeMap<NodeId, u32>,
 }
 
 impl Loads {
@@ -31,7 +33,9 @@ impl Loads {
     pub fn new(state: &ControlState, health: &Health) -> Self {
         let takers =
             state.nodes().iter().filter(|(node, record)| !record.is_leaving && health.is_well(**node));
-        let mut loads = Self { loads: BTreeMap::new(), takers: takers.map(|(node, _)| *node).collect() };
+        let takers: Vec<NodeId> = takers.map(|(node, _)| *node).collect();
+        let known = takers.iter().map(|node| (*node, health.shards_known(*node))).collect();
+        let mut loads = Self { loads: BTreeMap::new(), takers, known };
         for (_, shard) in state.shards() {
             for placed in shard.replicas().values() {
                 if state.is_usable(placed) {
@@ -51,11 +55,18 @@ impl Loads {
         self.loads.get(&node).copied().unwrap_or_default()
     }
 
-    /// Returns the node with the fewest replicas that may take one of a shard.
+    /// Whether a node knows a shard.
+    fn knows(&self, node: NodeId, shard: ShardId) -> bool {
+        self.known.get(&node).is_some_and(|known| shard.0 < *known)
+    }
+
+    /// Returns the node with the fewest replicas that may take one of a shard. On one that does not know the shard, the replica would
+    /// wait for the node's next start.
     #[must_use]
-    pub fn spare(&self, state: &ControlState, shard: &ShardRecord) -> Option<NodeId> {
+    pub fn spare(&self, state: &ControlState, id: ShardId, shard: &ShardRecord) -> Option<NodeId> {
         let is_free = |node: &&NodeId| {
-            !shard.replicas().values().any(|placed| placed.node == **node && !state.is_gone(placed))
+            self.knows(**node, id)
+                && !shard.replicas().values().any(|placed| placed.node == **node && !state.is_gone(placed))
         };
         self.takers.iter().filter(is_free).min_by_key(|node| (self.of(**node).replicas, **node)).copied()
     }
@@ -73,12 +84,15 @@ impl Loads {
         self.loads.entry(to).or_default().primaries += 1;
     }
 
-    /// Returns the nodes with the most and the fewest of something, if they differ by two or more: one may be moved.
-    fn uneven(&self, count: impl Fn(Load) -> u32) -> Option<(NodeId, NodeId)> {
-        let most =
-            *self.takers.iter().max_by_key(|node| (count(self.of(**node)), std::cmp::Reverse(**node)))?;
-        let least = *self.takers.iter().min_by_key(|node| (count(self.of(**node)), **node))?;
-        (count(self.of(most)) >= count(self.of(least)) + 2).then_some((most, least))
+    /// Returns the node with the most of something, and those that have less by two or more, the one with the fewest first: one may
+    /// be moved.
+    fn uneven(&self, count: impl Fn(Load) -> u32) -> Option<(NodeId, Vec<NodeId>)> {
+        let of = |node: NodeId| count(self.of(node));
+        let most = *self.takers.iter().max_by_key(|node| (of(**node), std::cmp::Reverse(**node)))?;
+        let less = self.takers.iter().copied().filter(|node| of(most) >= of(*node) + 2);
+        let mut less: Vec<NodeId> = less.collect();
+        less.sort_by_key(|node| (of(*node), *node));
+        Some((most, less))
     }
 }
 
@@ -94,24 +108,30 @@ pub enum Step {
 /// Chooses the next step that makes the loads more even; `None` if there is none. `may_lead` says whether it makes sense to try to
 /// move a shard's primary.
 #[must_use]
-pub fn next_step(state: &ControlState, loads: &Loads, may_lead: impl Fn(ShardId) -> bool) -> Option<Step> {
+pub fn next_step(
+    state: &ControlState,
+    loads: &Loads,
+    may_lead: impl Fn(ShardId) -> bool,
+) -> Option<Step> {
     let on = |shard: &ShardRecord, node: NodeId| {
         let mut here =
             shard.replicas().iter().filter(|(_, placed)| placed.node == node && !state.is_lost(placed));
         here.next().map(|(id, placed)| (*id, placed.stage))
     };
-    if let Some((most, least)) = loads.uneven(|load| load.replicas) {
-        let moves = state.shards().filter(|(_, shard)| {
+    let (most, less) = loads.uneven(|load| load.replicas)?;
+    for node in less {
+        let moves = state.shards().filter(|(id, shard)| {
             let is_member = on(shard, most).is_some_and(|(_, stage)| stage == Stage::Member);
-            is_member && on(shard, least).is_none()
+            is_member && on(shard, node).is_none() && loads.knows(node, *id)
         });
         // One that is not the primary is replaced without a failover.
         let found = moves.min_by_key(|(id, shard)| (shard.primary_node() == Some(most), *id));
         if let Some((shard, _)) = found {
-            return Some(Step::Place(shard, least));
+            return Some(Step::Place(shard, node));
         }
     }
-    let (most, least) = loads.uneven(|load| load.primaries)?;
+    let (most, less) = loads.uneven(|load| load.primaries)?;
+    let least = *less.first()?;
     let mut led = state.shards().filter(|(_, shard)| shard.primary_node() == Some(most));
     led.find_map(|(id, shard)| {
         let members = shard.history().newest().config.members();

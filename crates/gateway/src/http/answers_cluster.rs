@@ -64,6 +64,8 @@ pub(super) struct NodeStatus {
     primaries: u32,
     /// The shards of which it has a replica, those that it leads included.
     replicas: u32,
+    /// The services that were added after its start, by a newer program.
+    unknown_services: Vec<String>,
 }
 
 /// The state of a node.
@@ -197,6 +199,7 @@ mod tests {
             is_leaving: false,
             primaries: 3,
             replicas: 4,
+            unknown_services: vec!["new".to_owned()],
         });
         let dial = stead::ServiceDial {
             service: service.clone(),

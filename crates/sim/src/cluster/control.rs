@@ -88,8 +88,8 @@ impl Cluster {
         });
         let peers = peers.collect();
         let shards = running.reports.values().cloned().collect();
-        let report =
-            NodeReport { node: node_id(at), start: running.start, stalled: Micros(0), peers, shards };
+        let (node, start, stalled) = (node_id(at), running.start, Micros(0));
+        let report = NodeReport { node, start, stalled, peers, shards, shards_known: None };
         self.send_fact(Fact::Report(report));
     }
 

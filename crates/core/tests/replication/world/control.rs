@@ -347,6 +347,7 @@ impl World {
             stalled: Micros(0),
             peers: peers.collect(),
             shards: shard.into_iter().collect(),
+            shards_known: None,
         };
         self.send(NONE, CONTROL, Message::Fact(Fact::Report(report)));
     }

@@ -81,7 +81,7 @@ pub(crate) fn sample_commands() -> Vec<Command> {
     let dial = Dial { replicas: 2, ..Dial::default() };
     let shards = vec![ShardStart::New { nodes: vec![NodeId(1), NodeId(2)] }];
     vec![
-        Command::Found { cluster: Cluster { id: ClusterId(7), incarnation: Incarnation(1) } },
+        Command::Found { cluster: Cluster { id: ClusterId(7), incarnation: Incarnation(1) }, secret: None },
         join(1),
         join(2),
         Command::CreateService { name: "bank".to_owned(), dial, shards },

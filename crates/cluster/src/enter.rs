@@ -15,6 +15,8 @@ use crate::message::Joined;
 use crate::part::{ClusterPart, Common};
 use crate::transport::PlaneQueue;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -27,7 +29,7 @@ use stead_core::control::dial::Dial;
 use stead_core::control::facts::{Fact, Hello, PeerReport};
 use stead_core::control::node::{DiskState, StartId};
 use stead_core::control::settings;
-use stead_core::control::{Cluster, Command, ControlState, Outcome, Refusal};
+use stead_core::control::{Cluster, Command, ControlState, Outcome, Refusal, Secret};
 use stead_core::ids::{ClusterId, Incarnation, Life, NodeId, ReplicaId, ShardId};
 use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
@@ -107,6 +109,12 @@ impl Membership {
     #[must_use]
     pub const fn plane(&self) -> &Arc<ControlPlane> {
         &self.plane
+    }
+
+    /// Returns the secret that the nodes of the cluster share; `None` of a cluster that an older version founded.
+    #[must_use]
+    pub fn secret(&self) -> Option<[u8; 32]> {
+        self.plane.newest().state.secret().map(|Secret(secret)| secret)
     }
 
     /// Lets the control plane give orders to a node, and hear its reports. To be called once.
@@ -250,6 +258,12 @@ fn fresh_id() -> u128 {
     u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..))
 }
 
+fn draw_secret() -> std::io::Result<Secret> {
+    let mut secret = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut secret)?;
+    Ok(Secret(secret))
+}
+
 /// Begins the plane, and the thread that carries it.
 fn begin(
     dir: &mut DataDir,
@@ -377,7 +391,8 @@ impl Membership {
         if state.cluster().is_none() {
             if status.leader == Some(self.node) && self.node == NodeId::FIRST {
                 let cluster = Cluster { id: meta.cluster, incarnation: meta.incarnation };
-                self.propose(Command::Found { cluster })?;
+                let secret = Some(draw_secret().map_err(EnterError::Secret)?);
+                self.propose(Command::Found { cluster, secret })?;
             } else {
                 self.wait_changed(Duration::from_millis(50));
             }

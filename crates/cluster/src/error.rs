@@ -25,6 +25,11 @@ pub enum EnterError {
     /// The system refuses a socket or a thread.
     #[error("the system refuses a socket or a thread: {0}; free some, and start again")]
     System(#[source] io::Error),
+    /// The secret of a new cluster cannot be drawn.
+    #[error(
+        "cannot draw the secret of the cluster from /dev/urandom: {0}; make that readable, and start again"
+    )]
+    Secret(#[source] io::Error),
     /// The data directory is empty, and there is no address to ask.
     #[error("there is no address of a node to join; give one, HOST:PORT")]
     NoAddress,

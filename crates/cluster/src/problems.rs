@@ -251,7 +251,10 @@ mod tests {
         assert_eq!(old.len(), 1);
         let what = "node 2 gets no replica of bank, which a newer program has added since it was started";
         assert_eq!(old[0].0, what);
-        assert!(old[0].1.starts_with("start node 2 again with the program that has bank: stead start"), "{old:?}");
+        assert!(
+            old[0].1.starts_with("start node 2 again with the program that has bank: stead start"),
+            "{old:?}"
+        );
 
         let few = found(|status| status.shards[7].members.truncate(2));
         assert_eq!(few[0].0, "kv has fewer than 3 replicas at shard 7");

@@ -121,7 +121,8 @@ impl Membership {
 
 /// Returns the services of which a node that knows so many shards does not know all.
 fn unknown_services(state: &ControlState, shards: Option<&u32>) -> Vec<String> {
-    let is_unknown = |service: &&Service| shards.is_some_and(|known| service.first.0 + service.shards > *known);
+    let is_unknown =
+        |service: &&Service| shards.is_some_and(|known| service.first.0 + service.shards > *known);
     state.topology().services().iter().filter(is_unknown).map(|service| service.name.clone()).collect()
 }
 

@@ -227,7 +227,8 @@ impl Look {
                         && let Some(at) = place(&task.process)
                     {
                         ids.push((at, id));
-                        let bytes = task.name.len() + task.retry.as_ref().map_or(0, |retry| retry.reason.len());
+                        let bytes =
+                            task.name.len() + task.retry.as_ref().map_or(0, |retry| retry.reason.len());
                         records.push(id, task, bytes);
                     }
                     records.is_full()
@@ -294,11 +295,7 @@ fn places(of: &[Key]) -> impl Fn(&Key) -> Option<u32> + use<'_> {
 }
 
 /// Visits a set behind an item, until `visit` returns true or has seen as many as a look may. Returns the last one, unless the set ended.
-fn each<K: Ord + Copy>(
-    set: &BTreeSet<K>,
-    after: Option<K>,
-    mut visit: impl FnMut(&K) -> bool,
-) -> Option<K> {
+fn each<K: Ord + Copy>(set: &BTreeSet<K>, after: Option<K>, mut visit: impl FnMut(&K) -> bool) -> Option<K> {
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
     for (count, key) in (1..).zip(set.range((from, Bound::Unbounded))) {
         if visit(key) || count == Look::RECORDS {

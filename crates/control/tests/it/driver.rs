@@ -85,7 +85,7 @@ impl World {
             let first = &world.nodes[&NODES[0]].plane;
             if id == NODES[0] {
                 let cluster = Cluster { id: identity(1).cluster, incarnation: identity(1).incarnation };
-                let command = Command::Found { cluster };
+                let command = Command::Found { cluster, secret: None };
                 assert_eq!(first.propose(&first.proposal(&command), LONG), Ok(Outcome::Done));
             } else {
                 first.change(Change::Place { node: id, address: format!("node-{id}") }, LONG).unwrap();

@@ -242,7 +242,7 @@ fn the_state_of_the_control_plane_is_folded_and_restored() {
         propose(&Command::SetBalancing { is_balancing: false }),
         Outcome::Refused(Refusal::NotFounded)
     );
-    assert_eq!(propose(&Command::Found { cluster }), Outcome::Done);
+    assert_eq!(propose(&Command::Found { cluster, secret: None }), Outcome::Done);
     for round in 0..20 {
         assert_eq!(propose(&Command::SetBalancing { is_balancing: round % 2 == 0 }), Outcome::Done);
     }

@@ -5,7 +5,7 @@ use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, Shard
 use super::failover::{Cause, Failover};
 use super::node::{DiskState, NodeRecord, StartId};
 use super::shard::{ReplicaRecord, ShardRecord, Stage};
-use super::{Cluster, ControlState};
+use super::{Cluster, ControlState, Secret};
 use crate::commit_tracker::EpochConfig;
 use crate::control::dial::Dial;
 use crate::ids::{DiskNumber, Epoch, Life, NodeId, ReplicaId, ServiceId, ShardId, Time};
@@ -18,7 +18,7 @@ impl ControlState {
     /// Applies a command. The same commands give the same state everywhere; a refused one changes nothing.
     pub fn apply(&mut self, command: Command) -> Outcome {
         let result = match command {
-            Command::Found { cluster } => self.found(cluster),
+            Command::Found { cluster, secret } => self.found(cluster, secret),
             _ if self.cluster.is_none() => Err(Refusal::NotFounded),
             Command::Join { node, life, start, addresses } => self.join(node, life, start, addresses),
             Command::Start { node, expected, life, start, disk, addresses } => {
@@ -44,13 +44,14 @@ impl ControlState {
         }
     }
 
-    fn found(&mut self, cluster: Cluster) -> Result<(), Refusal> {
+    fn found(&mut self, cluster: Cluster, secret: Option<Secret>) -> Result<(), Refusal> {
         match self.cluster {
             // The command came twice.
             Some(known) if known == cluster => Ok(()),
             Some(_) => Err(Refusal::Founded),
             None => {
                 (self.cluster, self.topology.incarnation) = (Some(cluster), cluster.incarnation);
+                self.secret = secret;
                 Ok(())
             }
         }

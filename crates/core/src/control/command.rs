@@ -2,11 +2,11 @@
 //!
 //! Encoded with a version in front; bytes of another version, or damaged ones, give an error.
 
-use super::Cluster;
 use super::dial::{Dial, DialError};
 use super::failover::Cause;
 use super::node::{DiskState, StartId};
 use super::shard::ShardRecord;
+use super::{Cluster, Secret};
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{Epoch, Life, NodeId, ReplicaId, ServiceId, ShardId, Time};
 use crate::replication::history::{Takeover, TakeoverError};
@@ -26,6 +26,9 @@ pub enum Command {
         /// The cluster.
         #[n(0)]
         cluster: Cluster,
+        /// Its secret, drawn at random; `None` of an older version.
+        #[n(1)]
+        secret: Option<Secret>,
     },
     /// A node joins. Refused unless its number is the next one.
     #[n(1)]

@@ -341,6 +341,7 @@ impl Controller {
                     watched.wanted = Some(Wanted::Balance(replica));
                 }
             }
+            None if !outgoing.loads.are_complete() => {}
             None => outgoing.out.push(Request::Propose(Command::SetBalancing { is_balancing: false })),
         }
     }

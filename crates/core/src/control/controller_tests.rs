@@ -65,7 +65,10 @@ impl Fake {
     fn new(nodes: u32) -> Self {
         let now = Now::at(Time(10_000_000));
         let mut state = ControlState::default();
-        state.apply(Command::Found { cluster: Cluster { id: ClusterId(1), incarnation: Incarnation(1) } });
+        state.apply(Command::Found {
+            cluster: Cluster { id: ClusterId(1), incarnation: Incarnation(1) },
+            secret: None,
+        });
         let mut fake = Self {
             state,
             controller: Controller::new(now, Settings::default()),
@@ -89,7 +92,15 @@ impl Fake {
         let (disk, earlier) = (DiskState::Whole, Vec::new());
         let hello = Hello { node: None, life: Life(1), start, disk, addresses, earlier };
         let (life, replicas) = (Life(1), BTreeMap::new());
-        let new = FakeNode { life, start, is_up: true, stalled: Micros(0), granted: Time(0), replicas, known: None };
+        let new = FakeNode {
+            life,
+            start,
+            is_up: true,
+            stalled: Micros(0),
+            granted: Time(0),
+            replicas,
+            known: None,
+        };
         self.nodes.insert(node, new);
         self.controller.handle(self.now, Fact::Hello(hello));
         self.run(50);
@@ -429,7 +440,7 @@ fn a_service_gets_replicas_when_nodes_have_joined_and_they_learn_first() {
     });
     set(&mut fake, acks, dial(2, Acks::Count(2)));
     fake.run_until(|fake| {
-        let is_small = |(_, shard): (_, &super::shard::ShardRecord)| shard.replicas().len() == 2;
+        let is_small = |(_, shard): (_, &ShardRecord)| shard.replicas().len() == 2;
         fake.state.shards().all(is_small) && fake.is_settled()
     });
     assert!(fake.state.failovers().iter().all(|failover| !failover.cause.is_failure()));
@@ -474,7 +485,9 @@ fn a_node_that_does_not_know_a_service_gets_no_replica_of_it_before_it_is_starte
         of_new.filter(|(_, shard)| on_it(shard)).count()
     };
     let is_whole = |fake: &Fake| {
-        fake.state.shards().all(|(_, shard)| shard.is_settled() && shard.history().newest().config.members().len() >= 2)
+        fake.state
+            .shards()
+            .all(|(_, shard)| shard.is_settled() && shard.history().newest().config.members().len() >= 2)
     };
     fake.run_until(is_whole);
     fake.state.apply(Command::SetBalancing { is_balancing: true });

@@ -58,8 +58,8 @@ struct View {
     /// The stall of the last report.
     stalled: Micros,
     peers: BTreeMap<NodeId, PeerReport>,
-    /// The number of the first shards that it knows; 0 until it reports.
-    known: u32,
+    /// The number of the first shards that it knows; `None` until it reports.
+    known: Option<u32>,
     /// The verdict of the last look, and the time since which it is one.
     failed: Option<(Cause, Time)>,
 }
@@ -86,7 +86,7 @@ impl Health {
         };
         view.detector.handle_heard(now, self.settings.timeout);
         (view.link, view.stalled) = (Link::Open, report.stalled);
-        view.known = report.shards_known.unwrap_or(u32::MAX);
+        view.known = Some(report.shards_known.unwrap_or(u32::MAX));
         let peers = report.peers.iter().take(ControlState::NODES_MAX);
         view.peers = peers.map(|peer| (peer.node, *peer)).collect();
         true
@@ -129,10 +129,10 @@ impl Health {
     }
 
     /// Returns the number of the first shards that a node knows, as it has reported: a running one does not learn of a service that a
-    /// newer program adds. 0 before its first report.
+    /// newer program adds. `None` before its first report.
     #[must_use]
-    pub fn shards_known(&self, node: NodeId) -> u32 {
-        self.views.get(&node).map_or(0, |view| view.known)
+    pub fn shards_known(&self, node: NodeId) -> Option<u32> {
+        self.views.get(&node)?.known
     }
 
     /// Looks at all nodes of the cluster.
@@ -147,14 +147,14 @@ impl Health {
                 start: record.start,
                 stalled: Micros(0),
                 peers: BTreeMap::new(),
-                known: 0,
+                known: None,
                 failed: None,
             });
             view.detector.handle_pause(paused);
             if view.start != record.start {
                 // Another process: what the old one reported is over.
                 (view.start, view.link, view.stalled) = (record.start, Link::Open, Micros(0));
-                (view.detector, view.peers, view.known) = (Detector::new(now), BTreeMap::new(), 0);
+                (view.detector, view.peers, view.known) = (Detector::new(now), BTreeMap::new(), None);
             }
         }
         let verdicts: Vec<_> = self.views.keys().map(|node| (*node, self.judge(now, *node))).collect();
@@ -221,7 +221,7 @@ mod tests {
         fn new(nodes: u32) -> Self {
             let mut state = ControlState::default();
             let cluster = Cluster { id: ClusterId(1), incarnation: Incarnation(1) };
-            state.apply(Command::Found { cluster });
+            state.apply(Command::Found { cluster, secret: None });
             for node in (1..=nodes).map(NodeId) {
                 let (life, start) = (Life(1), StartId(u128::from(node.0)));
                 state.apply(Command::Join { node, life, start, addresses: vec!["a:1".to_owned()] });
@@ -251,8 +251,14 @@ mod tests {
                         is_closed: is_closed(node, peer),
                     });
                     let (peers, shards) = (peers.collect(), Vec::new());
-                    let report =
-                        NodeReport { node, start: StartId(u128::from(node.0)), stalled, peers, shards, shards_known: None };
+                    let report = NodeReport {
+                        node,
+                        start: StartId(u128::from(node.0)),
+                        stalled,
+                        peers,
+                        shards,
+                        shards_known: None,
+                    };
                     self.health.handle_report(self.now, &report);
                 }
                 self.health.look(self.now, &self.state);

@@ -39,6 +39,7 @@ use failover::Failover;
 use node::NodeRecord;
 use shard::{ReplicaRecord, ShardRecord, Stage};
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use thiserror::Error;
 
 /// The cluster that a state belongs to.
@@ -48,6 +49,16 @@ pub struct Cluster {
     pub id: ClusterId,
     /// Its life since the last restore.
     pub incarnation: Incarnation,
+}
+
+/// A secret that the nodes of a cluster share: what one hands out to a client, and is authenticated by it, all others believe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 /// The state on which a cluster agrees. The default is the state before the first command.
@@ -63,6 +74,7 @@ pub struct ControlState {
     shards: Vec<ShardRecord>,
     failovers: VecDeque<Failover>,
     is_balancing: bool,
+    secret: Option<Secret>,
 }
 
 impl Default for ControlState {
@@ -76,6 +88,7 @@ impl Default for ControlState {
             shards: Vec::new(),
             failovers: VecDeque::new(),
             is_balancing: false,
+            secret: None,
         }
     }
 }
@@ -97,6 +110,12 @@ impl ControlState {
     #[must_use]
     pub fn cluster(&self) -> Option<Cluster> {
         self.cluster
+    }
+
+    /// Returns the secret of the cluster; `None` of one that an older version founded.
+    #[must_use]
+    pub fn secret(&self) -> Option<Secret> {
+        self.secret
     }
 
     /// Returns the nodes that have joined and were not removed.

@@ -23,8 +23,8 @@ pub struct Loads {
     loads: BTreeMap<NodeId, Load>,
     /// Nodes that may take replicas.
     takers: Vec<NodeId>,
-    /// The number of the first shards that each of these knows.
-    known: BTreeMap<NodeId, u32>,
+    /// The number of the first shards that each of these knows, if it has reported it.
+    known: BTreeMap<NodeId, Option<u32>>,
 }
 
 impl Loads {
@@ -57,7 +57,12 @@ impl Loads {
 
     /// Whether a node knows a shard.
     fn knows(&self, node: NodeId, shard: ShardId) -> bool {
-        self.known.get(&node).is_some_and(|known| shard.0 < *known)
+        self.known.get(&node).copied().flatten().is_some_and(|known| shard.0 < known)
+    }
+
+    /// Whether all nodes that may take replicas have reported which shards they know: until then a step may be missing.
+    pub(super) fn are_complete(&self) -> bool {
+        self.known.values().all(Option::is_some)
     }
 
     /// Returns the node with the fewest replicas that may take one of a shard. On one that does not know the shard, the replica would
@@ -108,11 +113,7 @@ pub enum Step {
 /// Chooses the next step that makes the loads more even; `None` if there is none. `may_lead` says whether it makes sense to try to
 /// move a shard's primary.
 #[must_use]
-pub fn next_step(
-    state: &ControlState,
-    loads: &Loads,
-    may_lead: impl Fn(ShardId) -> bool,
-) -> Option<Step> {
+pub fn next_step(state: &ControlState, loads: &Loads, may_lead: impl Fn(ShardId) -> bool) -> Option<Step> {
     let on = |shard: &ShardRecord, node: NodeId| {
         let mut here =
             shard.replicas().iter().filter(|(_, placed)| placed.node == node && !state.is_lost(placed));

@@ -5,7 +5,7 @@ use super::dial::Dial;
 use super::failover::Failover;
 use super::node::NodeRecord;
 use super::shard::ShardRecord;
-use super::{Cluster, ControlState};
+use super::{Cluster, ControlState, Secret};
 use crate::ids::{ClusterId, Incarnation, NodeId};
 use crate::topology::Topology;
 use minicbor::decode::{Decoder, Error};
@@ -41,6 +41,20 @@ impl<'b, C> Decode<'b, C> for Cluster {
     }
 }
 
+impl<C> Encode<C> for Secret {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Secret {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, Error> {
+        let secret =
+            d.bytes()?.try_into().map_err(|_| Error::message("the secret of a cluster has 32 bytes"))?;
+        Ok(Self(secret))
+    }
+}
+
 /// A service by its name, the number of its shards and its dial.
 #[derive(Encode, Decode)]
 struct Service<'a> {
@@ -69,6 +83,8 @@ struct Stored<'b> {
     failovers: VecDeque<Failover>,
     #[n(6)]
     is_balancing: bool,
+    #[n(7)]
+    secret: Option<Secret>,
 }
 
 impl<C> Encode<C> for ControlState {
@@ -83,10 +99,10 @@ impl<C> Encode<C> for ControlState {
             shards: service.shards,
             dial: *dial,
         });
-        e.array(7)?.encode_with(self.cluster, context)?.encode_with(&self.nodes, context)?;
+        e.array(8)?.encode_with(self.cluster, context)?.encode_with(&self.nodes, context)?;
         e.encode_with(self.next_node, context)?.encode_with(services.collect::<Vec<_>>(), context)?;
         e.encode_with(&self.shards, context)?.encode_with(&self.failovers, context)?;
-        e.bool(self.is_balancing)?.ok()
+        e.bool(self.is_balancing)?.encode_with(self.secret, context)?.ok()
     }
 }
 
@@ -112,8 +128,9 @@ impl ControlState {
             dial.check().map_err(|_| Error::message("a dial is invalid"))?;
             dials.push(dial);
         }
-        let Stored { cluster, nodes, next_node, shards, failovers, is_balancing, .. } = stored;
-        let state = Self { cluster, nodes, next_node, topology, dials, shards, failovers, is_balancing };
+        let Stored { cluster, nodes, next_node, shards, failovers, is_balancing, secret, .. } = stored;
+        let state =
+            Self { cluster, nodes, next_node, topology, dials, shards, failovers, is_balancing, secret };
         state.check()?;
         Ok(state)
     }

@@ -6,7 +6,7 @@ use super::directory::Directory;
 use super::failover::Cause;
 use super::node::{DiskState, StartId};
 use super::shard::Stage;
-use super::{Cluster, ControlState};
+use super::{Cluster, ControlState, Secret};
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{
     ClusterId, Epoch, Generation, Incarnation, Index, Life, Micros, NodeId, ReplicaId, ServiceId, ShardId,
@@ -17,6 +17,7 @@ use crate::replication::history::{Takeover, TakeoverError};
 use crate::replication::table::{EpochTable, LogPoint};
 
 const SHARD: ShardId = ShardId(0);
+const SECRET: Secret = Secret([7; 32]);
 const CLUSTER: Cluster = Cluster { id: ClusterId(7), incarnation: Incarnation(1) };
 
 fn join(node: u32) -> Command {
@@ -34,7 +35,7 @@ fn start(node: u32, expected: u64, life: u64, disk: DiskState) -> Command {
 /// A founded cluster of so many nodes.
 fn cluster(nodes: u32) -> ControlState {
     let mut state = ControlState::default();
-    assert_eq!(state.apply(Command::Found { cluster: CLUSTER }), Outcome::Done);
+    assert_eq!(state.apply(Command::Found { cluster: CLUSTER, secret: Some(SECRET) }), Outcome::Done);
     for node in 1..=nodes {
         assert_eq!(state.apply(join(node)), Outcome::Done);
     }
@@ -99,10 +100,17 @@ fn nothing_happens_before_a_cluster_is_founded() {
     let mut state = ControlState::default();
     assert_eq!(state.apply(join(1)), Outcome::Refused(Refusal::NotFounded));
     assert_eq!(state, ControlState::default());
-    state.apply(Command::Found { cluster: CLUSTER });
+    state.apply(Command::Found { cluster: CLUSTER, secret: None });
     let other = Cluster { id: ClusterId(8), ..CLUSTER };
-    assert_eq!(state.apply(Command::Found { cluster: other }), Outcome::Refused(Refusal::Founded));
-    assert_eq!(state.apply(Command::Found { cluster: CLUSTER }), Outcome::Done, "it came twice");
+    assert_eq!(
+        state.apply(Command::Found { cluster: other, secret: None }),
+        Outcome::Refused(Refusal::Founded)
+    );
+    assert_eq!(
+        state.apply(Command::Found { cluster: CLUSTER, secret: None }),
+        Outcome::Done,
+        "it came twice"
+    );
 }
 
 #[test]
@@ -374,7 +382,8 @@ fn the_history_of_failovers_is_bounded() {
 fn samples() -> (ControlState, Vec<Command>) {
     let mut state = with_service(4, dial(3, Acks::Count(1)));
     let commands = vec![
-        Command::Found { cluster: CLUSTER },
+        Command::Found { cluster: CLUSTER, secret: None },
+        Command::Found { cluster: CLUSTER, secret: Some(SECRET) },
         join(5),
         start(2, 1, 2, DiskState::Doubtful),
         Command::SetBalancing { is_balancing: true },

@@ -117,7 +117,7 @@ pub fn openapi() -> String {
 
 /// Serves a node over HTTP on a listener made by [`listen`], until [`Server::shutdown`]. Runs on the calling task's
 /// tokio runtime, whose I/O and time must be enabled. `data_dir` is the node's data directory, which has the key of the
-/// tokens.
+/// tokens; that of a cluster is a secret of its nodes.
 ///
 /// # Errors
 /// [`ServeError`] if the listener is not on a loopback address, or it or the key cannot be used.
@@ -130,8 +130,13 @@ pub fn serve(
     data_dir: &Path,
     limits: Limits,
 ) -> Result<Server, ServeError> {
-    let tokens =
-        TokenKey::open(data_dir).map_err(|source| ServeError::Io { what: "use the token key", source })?;
+    // A client takes its token to any node of a cluster.
+    let tokens = match node.cluster().and_then(|cluster| cluster.secret()) {
+        Some(secret) => TokenKey::new(secret),
+        None => {
+            TokenKey::open(data_dir).map_err(|source| ServeError::Io { what: "use the token key", source })?
+        }
+    };
     let (router, description) = routes().split_for_parts();
     let mut description = description::describe(description);
     description::add_services(&mut description, node.topology(), node.registry());

@@ -36,8 +36,8 @@ pub enum TokenError {
     Foreign,
 }
 
-/// The secret key of the tokens. It is stored beside the data, so that tokens survive a restart and end with their
-/// incarnation.
+/// The secret key of the tokens. It is stored beside the data, or shared by the nodes of a cluster, so that tokens survive a restart
+/// and end with their incarnation.
 #[derive(Clone)]
 pub struct TokenKey([u8; 32]);
 
@@ -53,7 +53,7 @@ impl TokenKey {
     /// The name of the key's file in a data directory.
     pub const FILE: &'static str = "token.key";
 
-    /// Creates a key from random bytes.
+    /// Creates a key from secret random bytes.
     #[must_use]
     pub const fn new(key: [u8; 32]) -> Self {
         Self(key)

@@ -104,7 +104,7 @@ impl Plane {
     pub(super) fn new(size: usize, shards: usize, dial: Dial, dials: Dials) -> Self {
         let mut state = ControlState::default();
         let mut commands =
-            vec![Command::Found { cluster: Cluster { id: CLUSTER, incarnation: INCARNATION } }];
+            vec![Command::Found { cluster: Cluster { id: CLUSTER, incarnation: INCARNATION }, secret: None }];
         for node in (0..size).map(node_id) {
             let addresses = vec![format!("n{node}:1")];
             commands.push(Command::Join { node, life: Life(1), start: start_id(node, 1), addresses });

@@ -8,8 +8,8 @@ mod sessions;
 
 pub use blocking::BlockingClient;
 pub use calls::{Client, Queried, RawCall, RawReply, Retried, payload};
-pub(crate) use remote::misfit;
 pub(crate) use parking::{block_on, block_on_until};
+pub(crate) use remote::misfit;
 
 use std::time::Duration;
 

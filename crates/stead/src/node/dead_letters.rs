@@ -1,7 +1,7 @@
 //! The dead letters of a service, in pages: there may be too many to copy all of them at once.
 
-use super::processes::NoCursor;
 use super::looks::ShardUnanswered;
+use super::processes::NoCursor;
 use super::{Node, ShardNotHere};
 use crate::client::misfit;
 use crate::error::RawError;
@@ -121,7 +121,8 @@ impl Node {
             at = match lister.look(shard, look) {
                 Ok((_, Found::DeadLetters { found, next })) => {
                     bytes += found.iter().map(|(_, letter)| letter.payload.len()).sum::<usize>();
-                    page.dead_letters.extend(found.into_iter().map(|(index, letter)| info(shard, index, letter)));
+                    page.dead_letters
+                        .extend(found.into_iter().map(|(index, letter)| info(shard, index, letter)));
                     next.map_or(behind, |index| DeadLetterCursor { index: index.0, ..at })
                 }
                 Ok(_) => return Err(misfit()),

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 use stead::kv::{Kv, Query, Request};
 use stead::{
-    Acks, BlockingClient, CallError, Config, DialChange, EnterError, Node, NodeBuilder, NodeState, NodeStatus,
-    NotReady, OpenError, OperateError, RawError, Read, ServiceOptions, ShardPlaces,
+    Acks, BlockingClient, CallError, Config, DialChange, EnterError, Node, NodeBuilder, NodeState,
+    NodeStatus, NotReady, OpenError, OperateError, RawError, Read, ServiceOptions, ShardPlaces,
 };
 
 fn any() -> SocketAddr {

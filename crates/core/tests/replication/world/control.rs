@@ -72,7 +72,7 @@ impl Plane {
     pub(super) fn new(now: Time, size: usize, members: usize, acks: usize) -> Self {
         let mut state = ControlState::default();
         let cluster = Cluster { id: ClusterId(1), incarnation: Incarnation(1) };
-        let mut commands = vec![Command::Found { cluster }];
+        let mut commands = vec![Command::Found { cluster, secret: None }];
         for node in (0..size).map(node_id) {
             let (life, start) = (Life(1), super::node::start_id(node.0 as u64));
             commands.push(Command::Join { node, life, start, addresses: vec![format!("n{node}:1")] });

@@ -292,7 +292,9 @@ impl<N: Network> Link<N> {
                 RawError::from(NoAnswer::Deposed { shard })
             }
             // The next primary is on another node, or there is none yet.
-            Answer::NotHere { shard, .. } | Answer::NoPrimary { shard } if call.is_deposed && call.repeats => {
+            Answer::NotHere { shard, .. } | Answer::NoPrimary { shard }
+                if call.is_deposed && call.repeats =>
+            {
                 RawError::from(NoAnswer::Deposed { shard })
             }
             answer => {

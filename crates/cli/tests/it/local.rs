@@ -1,7 +1,7 @@
 //! A local cluster of real processes, by the crate that `stead`'s commands and `stead-chaos` use.
 
 use crate::patience::{PATIENCE, await_some};
-use crate::server::{json_of, run, stead};
+use crate::server::{json_of, post_to, run, stead};
 use std::path::Path;
 use std::process::Stdio;
 use stead_local::{LocalCluster, LocalError, Options};
@@ -35,15 +35,7 @@ fn three_processes_replace_each_other_and_start_again_with_their_addresses() {
     let mut cluster = start(3, dir.path());
     let second = cluster.addresses(1).http.to_string();
     json_of(&run(&["service", "set", "kv", "--replicas", "3", "--addr", &second, "--json"]));
-    await_some("each shard has three members and three nodes vote", || {
-        let status = json_of(&run(&["service", "show", "kv", "--addr", &second, "--json"]));
-        let whole = status["shards"].as_array()?.iter().all(|shard| {
-            shard["members"].as_array().is_some_and(|members| members.len() == 3)
-                && shard["is_active"] == true
-        });
-        let nodes = json_of(&run(&["node", "list", "--addr", &second, "--json"]));
-        (whole && nodes.as_array()?.iter().all(|node| node["votes"] == true)).then_some(())
-    });
+    await_three(&second);
     put(&cluster, 0, 7);
 
     cluster.kill(0).unwrap();
@@ -68,6 +60,58 @@ fn three_processes_replace_each_other_and_start_again_with_their_addresses() {
     // All of it starts again at once: none of the nodes is ready before most of them run.
     let cluster = start(3, dir.path());
     assert_eq!(await_some("the data are there", || get(&cluster, 1)), b"7\n");
+}
+
+/// Waits until each shard of `kv` has three members, all nodes vote, and no replica moves.
+fn await_three(address: &str) {
+    await_some("each shard has three members and three nodes vote", || {
+        let status = json_of(&run(&["service", "show", "kv", "--addr", address, "--json"]));
+        let whole = status["shards"].as_array()?.iter().all(|shard| {
+            shard["members"].as_array().is_some_and(|members| members.len() == 3)
+                && shard["is_active"] == true
+        });
+        let nodes = json_of(&run(&["node", "list", "--addr", address, "--json"]));
+        (whole && nodes.as_array()?.iter().all(|node| node["votes"] == true)).then_some(())
+    });
+}
+
+/// Takes some seconds: the failover waits for the lease of a primary that is cut off.
+#[test]
+fn a_client_that_has_seen_what_a_failover_lost_gets_a_report_of_it_from_another_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_stead"));
+    let options = Options { links: true, ..Options::default() };
+    let cluster = LocalCluster::start(program, 3, dir.path(), options).unwrap();
+    let http = [0, 1, 2].map(|node| cluster.addresses(node).http.to_string());
+    let dial = ["service", "set", "kv", "--replicas", "3", "--acks", "1", "--lease-ms", "2000"];
+    json_of(&run(&[&dial[..], &["--addr", &http[0], "--json"]].concat()));
+    await_three(&http[0]);
+    let put = |node: usize, value: u64, token: &str| {
+        let headers = [("Stead-Token", token)];
+        let headers = if token.is_empty() { &[][..] } else { &headers[..] };
+        post_to(&http[node], "/v1/call/kv/key", &format!(r#"{{"put":{{"value":{value}}}}}"#), headers)
+    };
+    let token = put(0, 7, "").token.unwrap();
+    let shard: usize = token.split('.').nth(2).unwrap().parse().unwrap();
+    let shown = json_of(&run(&["service", "show", "kv", "--addr", &http[0], "--json"]));
+    let primary = shown["shards"][shard]["primary"].as_u64().unwrap() as usize - 1;
+    let other = (primary + 1) % 3;
+
+    cluster.cut(primary);
+    // It is stored by the primary alone, under whose lease it is answered.
+    let lost = put(primary, 8, &token);
+    assert_eq!(lost.status, 200, "{}", lost.text);
+    let lost = lost.token.unwrap();
+    let report = put(other, 9, &format!("{token}, {lost}"));
+    report.assert_problem(409, "lost");
+    let said = report.json()["lost"].clone();
+    assert_eq!((&said["service"], said["shard"].as_u64()), (&"kv".into(), Some(shard as u64)), "{said}");
+    assert!(said["kept"].as_u64() < said["seen"].as_u64(), "{said}");
+    // The token of the report takes the place of the lost one.
+    let again = put(other, 9, &report.token.unwrap());
+    assert_eq!((again.status, &again.json()["previous"]), (200, &7.into()), "{}", again.text);
+    assert_eq!(put(other, 10, &token).status, 200, "what this one refers to was kept");
+    put(other, 11, &lost).assert_problem(409, "lost");
 }
 
 #[test]

@@ -188,14 +188,7 @@ impl Server {
     }
 
     pub(crate) fn post_with(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Reply {
-        let mut request = agent().post(format!("http://{}{path}", self.address));
-        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
-            request = request.content_type("application/json");
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        Reply::read(request.send(body))
+        post_to(&self.address, path, body, headers)
     }
 
     pub(crate) fn delete(&self, path: &str) -> Reply {
@@ -225,6 +218,17 @@ impl Drop for Server {
 
 pub(crate) fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+pub(crate) fn post_to(address: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> Reply {
+    let mut request = agent().post(format!("http://{address}{path}"));
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+        request = request.content_type("application/json");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Reply::read(request.send(body))
 }
 
 fn agent() -> ureq::Agent {

@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use stead::kv::{self, Kv};
 use stead::{
-    AddressError, BlockingClient, CallError, Client, ConnectError, Node, OpenError, Place, RawCall, RawError,
-    Refusal, ServiceOptions,
+    AddressError, BlockingClient, CallError, Client, ConnectError, LogPoint, Lost, Node, OpenError, Place,
+    RawCall, RawError, Refusal, ServiceOptions,
 };
 use stead_core::blob::Blob;
 use stead_core::ids::{CallToken, ClusterId, Colour, Epoch, Incarnation, Index, Life, NodeId, ShardId, Time};
@@ -311,8 +311,11 @@ fn blocking_callers_async_ones_and_those_that_give_up_share_a_connection() {
     assert_eq!(alone.query::<Account>(&key("blocking-1"), Look::Balance).unwrap(), 100);
 }
 
+/// The identity of a request, and the entry that it brought along as seen.
+type Asked = (Identified, Option<LogPoint>);
+
 /// A node at an address: answers the topology of `kv` and openings of sessions, and requests with what is given.
-fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinHandle<Vec<Identified>> {
+fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinHandle<Vec<Asked>> {
     let tcp = Tcp::accepting(listener.try_clone().unwrap()).unwrap();
     thread::spawn(move || {
         let local = Local {
@@ -325,7 +328,7 @@ fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinH
             clock_difference_max: CLOCK_DIFFERENCE_MAX,
         };
         let mut endpoint = Endpoint::new(tcp, local, Settings::default(), Bounds::default());
-        let (begun, mut identities) = (Instant::now(), Vec::new());
+        let (begun, mut asked) = (Instant::now(), Vec::new());
         let mut topology = Topology::new(Incarnation(1));
         topology.ensure("kv", 1).unwrap();
         while !answers.is_empty() {
@@ -337,8 +340,8 @@ fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinH
                 let answer = match NativeAsk::decode(&bytes).unwrap().1 {
                     NativeAsk::Topology => Answer::Topology { topology: topology.clone(), nodes: vec![] },
                     NativeAsk::OpenSession { .. } => answered(&[]),
-                    NativeAsk::Request { identity, .. } => {
-                        identities.push(identity);
+                    NativeAsk::Request { identity, seen, .. } => {
+                        asked.push((identity, seen));
                         answers.pop_front().unwrap()
                     }
                     ask => panic!("{ask:?}"),
@@ -349,21 +352,48 @@ fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinH
             }
             endpoint.network_mut().wait(Some(Duration::from_millis(1))).unwrap();
         }
-        identities
+        asked
     })
 }
 
 /// The answer of a shard.
 fn answered(reply: &[u8]) -> Answer {
-    let (token, epoch, index, colour) = (CallToken(0), Epoch(1), Index(1), Colour(0));
-    Answer::Of(stead_core::calls::Answer {
-        token,
-        epoch,
-        index,
-        colour,
-        result: Ok(Reply::Ok(Blob::from(reply))),
-        staleness: None,
-    })
+    answered_at(point(1, 1), Ok(Reply::Ok(Blob::from(reply))))
+}
+
+/// An answer that includes the entries up to this one.
+fn answered_at(LogPoint { epoch, index }: LogPoint, result: Result<Reply, Refusal>) -> Answer {
+    let (token, colour) = (CallToken(0), Colour(0));
+    Answer::Of(stead_core::calls::Answer { token, epoch, index, colour, result, staleness: None })
+}
+
+fn point(epoch: u64, index: u64) -> LogPoint {
+    LogPoint { epoch: Epoch(epoch), index: Index(index) }
+}
+
+#[test]
+fn a_client_brings_along_what_its_answers_included_and_goes_on_after_the_report_of_a_loss() {
+    let node = listener();
+    let changed = serde_json::json!({ "applied": true, "previous": null });
+    let deleted = || Ok(Reply::Ok(Blob::from(stead::codec::json_to_payload(&changed).unwrap())));
+    let (seen, now) = (point(1, 9), point(3, 5));
+    let lost = Lost { shard: ShardId(0), service: "kv".to_owned(), seen, kept: Index(4), now };
+    let reported = Refusal::Lost(Box::new(lost));
+    let answers = [
+        answered_at(seen, deleted()),
+        answered_at(point(1, 7), deleted()),
+        answered_at(now, Err(reported.clone())),
+        answered_at(point(3, 6), deleted()),
+    ];
+    let served = serve(&node, answers.into());
+    let client = connect(&node);
+    let delete = || client.call::<Kv>(&key("a"), kv::Request::Delete).map(drop);
+    assert_eq!((delete(), delete()), (Ok(()), Ok(())));
+    assert_eq!(delete(), Err(CallError::Raw(RawError::Refused(reported))));
+    assert_eq!(delete(), Ok(()));
+    let brought: Vec<_> = served.join().unwrap().into_iter().map(|(_, seen)| seen).collect();
+    // The session was opened at the first entry.
+    assert_eq!(brought, [Some(point(1, 1)), Some(seen), Some(seen), Some(now)]);
 }
 
 #[test]
@@ -388,8 +418,8 @@ fn a_call_whose_primary_is_deposed_goes_on_to_the_next_one_with_its_identity() {
     };
     let reply = client.call_raw(call).unwrap();
     assert_eq!(reply.reply, Ok(b"done".to_vec()));
-    let mut identities = first.join().unwrap();
-    identities.extend(second.join().unwrap());
+    let asked = [first.join().unwrap(), second.join().unwrap()].concat();
+    let identities: Vec<_> = asked.into_iter().map(|(identity, _)| identity).collect();
     assert_eq!(identities.len(), 4);
     let Identified::Idempotency { key, .. } = &identities[0] else { panic!("{identities:?}") };
     assert_eq!(&key[..], b"key");

@@ -45,7 +45,7 @@ pub(crate) trait Host: Send + Sync {
     fn set_peers(&self, addresses: BTreeMap<NodeId, SocketAddr>);
 
     /// Replaces the addresses at which the nodes serve clients.
-    fn set_clients(&self, addresses: Vec<SocketAddr>);
+    fn set_clients(&self, addresses: BTreeMap<NodeId, SocketAddr>);
 
     /// Connects to a node at once.
     fn ask_peer(&self, node: NodeId);
@@ -99,7 +99,7 @@ impl<E: Env> Host for Shared<E> {
         self.peers.set_addresses(addresses);
     }
 
-    fn set_clients(&self, addresses: Vec<SocketAddr>) {
+    fn set_clients(&self, addresses: BTreeMap<NodeId, SocketAddr>) {
         self.set_client_addresses(addresses);
     }
 

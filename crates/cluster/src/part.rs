@@ -337,8 +337,9 @@ impl<N: Network> ClusterPart<N> {
                     Some((*node, Addresses::of_texts(&route.addresses)?.peers)).filter(|_| *node != self.node)
                 });
                 host.set_peers(peers.collect());
-                let nodes = self.directory.nodes().values();
-                let clients = nodes.filter_map(|route| Addresses::of_texts(&route.addresses)?.clients);
+                let clients = self.directory.nodes().iter().filter_map(|(node, route)| {
+                    Some((*node, Addresses::of_texts(&route.addresses)?.clients?))
+                });
                 host.set_clients(clients.collect());
             }
             host.follow(&mut self.directory.shards_changed_since(self.given));
@@ -623,7 +624,7 @@ mod tests {
         let address = |node: u32| format!("127.0.0.1:{node}");
         let mut state = ControlState::default();
         let cluster = Cluster { id: ClusterId(1), incarnation: Incarnation(1) };
-        assert_eq!(state.apply(Command::Found { cluster }), Outcome::Done);
+        assert_eq!(state.apply(Command::Found { cluster, secret: None }), Outcome::Done);
         for node in 1..=4 {
             let (start, addresses) = (StartId(node.into()), vec![address(node)]);
             let join = Command::Join { node: NodeId(node), life: Life(1), start, addresses };

@@ -1,5 +1,5 @@
-//! The clients of a cluster: threads that check passengers in all the time, and one that reads. Each turns to another node when its
-//! own does not answer, and repeats its request there with the same idempotency key.
+//! The clients of a cluster: threads that check passengers in all the time, and one that reads. Each begins with a node of its own; the
+//! library turns to another one when that does not answer, and repeats the request there with the same idempotency key.
 
 use crate::passengers::Clientele;
 use crate::services::{CheckIn, Desk, FEEDER, Feeder, Passengers, Position, desk_of};
@@ -18,8 +18,11 @@ const CALLERS: usize = 6;
 /// Pause of a client between two requests.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Time without an answer after which a client turns to another node.
-pub const ATTEMPT: Duration = Duration::from_millis(700);
+/// Time after which a client connects anew, to its node, so that there are clients at each one whatever it suffered before.
+const STAY: Duration = Duration::from_secs(1);
+
+/// Time for a read of one node's replica.
+const READ_MAX: Duration = Duration::from_millis(700);
 
 /// Time in which a request has to be answered, by whichever node.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -30,11 +33,11 @@ const FORGETFUL_ONE_IN: u64 = 8;
 /// Pause between two reads.
 const READ_PAUSE: Duration = Duration::from_millis(10);
 
-/// A client that knows all nodes, and talks to one of them.
+/// A client that knows nodes, and begins with one of them.
 #[derive(Clone)]
 pub struct Caller {
     nodes: Vec<SocketAddr>,
-    client: Option<BlockingClient>,
+    client: Option<(BlockingClient, Instant)>,
 }
 
 impl Caller {
@@ -47,25 +50,25 @@ impl Caller {
         Self { nodes, client: None }
     }
 
-    /// Makes an attempt at the present node. After a failure the next one is at another node.
+    /// Makes a call within a time, over a new connection if there is none or it is old. Connects anew after a failure.
     fn attempt<T, E: ToString>(
         &mut self,
+        time: Duration,
         call: impl FnOnce(&BlockingClient) -> Result<T, E>,
     ) -> Result<T, String> {
-        let result = match &self.client {
-            Some(client) => call(client).map_err(|error| error.to_string()),
-            None => {
+        self.client.take_if(|(_, since)| since.elapsed() > STAY);
+        let (client, _) = match &mut self.client {
+            Some(client) => client,
+            none => {
                 let names = self.nodes.iter().map(SocketAddr::to_string);
-                let connected = BlockingClient::connect_within(names, ATTEMPT);
-                connected.map_err(|error| error.to_string()).and_then(|client| {
-                    let client = self.client.insert(client.with_timeout(ATTEMPT));
-                    call(client).map_err(|error| error.to_string())
-                })
+                let client =
+                    BlockingClient::connect_within(names, time).map_err(|error| error.to_string())?;
+                none.insert((client, Instant::now()))
             }
         };
+        let result = call(&client.with_timeout(time)).map_err(|error| error.to_string());
         if result.is_err() {
             self.client = None;
-            self.nodes.rotate_left(1);
         }
         result
     }
@@ -80,7 +83,7 @@ impl Caller {
     ) -> Result<T, String> {
         let until = Instant::now() + DEADLINE;
         loop {
-            match self.attempt(&call) {
+            match self.attempt(until.saturating_duration_since(Instant::now()), &call) {
                 Ok(answer) => return Ok(answer),
                 Err(reason) if Instant::now() >= until => return Err(reason),
                 // A node that refuses at once is not asked again at once.
@@ -278,7 +281,7 @@ fn read(nodes: &[SocketAddr], stop: &AtomicBool, book: &Mutex<Book>) {
         let sent = Instant::now();
         let stale =
             |client: &BlockingClient| client.query_with::<Feeder>(&key, (), Read::Stale { max_lag: None });
-        match single[turn].attempt(stale) {
+        match single[turn].attempt(READ_MAX, stale) {
             Ok(Queried { answer, staleness, .. }) => {
                 reads.handle_stale(&known, sent, answer.next_row, staleness);
             }

@@ -16,8 +16,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use stead::config::ConfigError;
@@ -146,6 +146,8 @@ pub struct Serve {
     variables: Vec<(&'static str, &'static str)>,
     on_ready: Option<OnReady>,
     last_resort: Duration,
+    /// That of the node, once it is open.
+    shutdown_timeout: Arc<OnceLock<Duration>>,
 }
 
 /// A server that is ready.
@@ -192,6 +194,7 @@ impl Serve {
             variables: Vec::new(),
             on_ready: None,
             last_resort: LAST_RESORT,
+            shutdown_timeout: Arc::default(),
         }
     }
 
@@ -282,7 +285,8 @@ impl Serve {
             return Err(ServerError::Orphaned);
         }
         if self.until_stdin_ends {
-            stop_once_stdin_ends().map_err(system("start the thread that watches standard input"))?;
+            let limit = (!self.is_supervised).then(|| Arc::clone(&self.shutdown_timeout));
+            stop_once_stdin_ends(limit).map_err(system("start the thread that watches standard input"))?;
         }
         let listener = http::listen(self.address.map_or_else(address_of_environment, Ok)?)?;
         if self.is_supervised {
@@ -316,7 +320,7 @@ impl Serve {
             }
             opened => opened.map_err(open)?,
         };
-        let shutdown_timeout = node.shutdown_timeout();
+        let shutdown_timeout = *self.shutdown_timeout.get_or_init(|| node.shutdown_timeout());
         let native = node.native_address().map_or(0, |_| descriptors::native_connections_max());
         let connections_max = descriptors::connections_max(self.limits.connections_max + native) - native;
         let limits = Limits { connections_max, shutdown_timeout, ..self.limits };
@@ -436,15 +440,17 @@ fn exit_after(time: Duration, code: i32) {
     let _ = thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
 }
 
-/// Signals this process to stop once standard input ends, and ends it anyway if that takes too long: its parent is gone.
-fn stop_once_stdin_ends() -> io::Result<()> {
-    let watch = || {
+/// Signals this process to stop once standard input ends, and ends it anyway if that takes longer than a limit, which the node sets once
+/// it is open: its parent is gone. A supervisor has none: it ends with its server, which has one.
+fn stop_once_stdin_ends(limit: Option<Arc<OnceLock<Duration>>>) -> io::Result<()> {
+    let watch = move || {
         // An error is an end, too.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         if let Err(error) = kill_process(getpid(), Signal::TERM) {
             stderr::line(format_args!("stead: cannot stop: {error}"));
         }
-        thread::sleep(Config::SHUTDOWN_TIMEOUT + LAST_RESORT);
+        let Some(limit) = limit else { return };
+        thread::sleep(limit.get().copied().unwrap_or(Config::SHUTDOWN_TIMEOUT) + LAST_RESORT);
         exit(Serve::EXIT_STOPPED);
     };
     thread::Builder::new().name("stead-stdin".to_owned()).spawn(watch).map(drop)

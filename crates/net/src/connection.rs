@@ -320,6 +320,11 @@ impl Connection {
         self.heard
     }
 
+    /// Changes the settings.
+    pub const fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// Returns the end that opened the connection.
     #[must_use]
     pub const fn side(&self) -> Side {

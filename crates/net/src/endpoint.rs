@@ -257,6 +257,15 @@ impl<N: Network> Endpoint<N> {
         self.local = local;
     }
 
+    /// Changes the settings of a connection, if it is there.
+    pub fn set_settings(&mut self, connection: ConnectionId, settings: Settings) {
+        if let Some(link) = self.links.get_mut(&connection) {
+            link.connection.set_settings(settings);
+            // Something may be due earlier: the next turn finds out.
+            self.due = Time(0);
+        }
+    }
+
     /// Writes what waits, as far as it can be written at once, before the next turn does.
     pub fn flush(&mut self, now: Time) {
         self.write_all(now);

@@ -33,13 +33,19 @@ const TIME_LEN: usize = 4;
 
 /// Maximum number of addresses of nodes in an answer.
 pub const NODES_MAX: usize = 64;
+/// Maximum number of primaries in an answer: those of the first shards. Calls for the other shards are forwarded.
+pub const PRIMARIES_MAX: usize = 1 << 16;
 
 /// The requests of a client to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Ask<'b> {
-    /// The services and their shards: [`Answer::Topology`].
+    /// The services, their shards, and the nodes: [`Answer::Topology`].
     #[n(0)]
-    Topology,
+    Topology {
+        /// Whether the answer is to leave out the services, because the client has them. `None` is false.
+        #[n(0)]
+        without_services: Option<bool>,
+    },
     /// To open a session. One that is open stays so.
     #[n(1)]
     OpenSession {
@@ -232,6 +238,17 @@ impl From<Promised> for Read {
     }
 }
 
+/// The primary of a shard, as one node knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Primary {
+    /// The position of its node's address among those of the same answer.
+    #[n(0)]
+    pub node: u32,
+    /// The epoch in which it leads, or is about to.
+    #[n(1)]
+    pub epoch: Epoch,
+}
+
 /// The reason for which the content of a frame cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the content of a frame cannot be read: {0}; run the same version of Stead at both ends")]
@@ -252,10 +269,24 @@ impl<'b> Ask<'b> {
     #[must_use]
     pub fn repeats(&self) -> bool {
         match self {
-            Self::Topology | Self::OpenSession { .. } | Self::Query { .. } | Self::Look { .. } => true,
+            Self::Topology { .. } | Self::OpenSession { .. } | Self::Query { .. } | Self::Look { .. } => true,
             Self::Request { identity, .. } => *identity != Identified::None,
             // A process may have been created anew meanwhile.
             Self::DeadLetter { .. } | Self::Delete { .. } => false,
+        }
+    }
+
+    /// Returns the shard whose primary answers it: `None` if any node does, or any replica.
+    #[must_use]
+    pub fn led_shard(&self) -> Option<ShardId> {
+        match self {
+            Self::Topology { .. } | Self::Query { read: Some(Promised::Stale(_)), .. } => None,
+            Self::OpenSession { shard, .. }
+            | Self::Request { shard, .. }
+            | Self::Query { shard, .. }
+            | Self::DeadLetter { shard, .. }
+            | Self::Delete { shard, .. }
+            | Self::Look { shard, .. } => Some(*shard),
         }
     }
 
@@ -324,12 +355,15 @@ pub enum Answer {
     /// There is an answer, and no room for it among those that wait to be read. The request may have been applied: the
     /// same one, sent again with its identity, gets the answer.
     NoRoom,
-    /// The services and their shards.
+    /// The services, their shards, and the nodes.
     Topology {
-        /// These.
+        /// The services and their shards: none if the client has them.
         topology: Topology,
         /// The addresses at which the nodes of the cluster serve clients, as far as this node knows them: [`NODES_MAX`] at most.
         nodes: Vec<SocketAddr>,
+        /// The primary of each shard, from the first one on, as far as this node knows it: [`PRIMARIES_MAX`] at most. It may have
+        /// changed: a node forwards calls for shards that it does not lead.
+        primaries: Vec<Option<Primary>>,
     },
     /// The request is invalid. Nothing was changed.
     Invalid(String),
@@ -362,7 +396,12 @@ enum Wire<'b> {
     #[n(7)]
     NoRoom,
     #[n(8)]
-    Topology(#[n(0)] Incarnation, #[b(1)] Vec<(&'b str, u32)>, #[n(2)] Option<Vec<String>>),
+    Topology(
+        #[n(0)] Incarnation,
+        #[b(1)] Vec<(&'b str, u32)>,
+        #[n(2)] Option<Vec<String>>,
+        #[n(3)] Option<Vec<Option<Primary>>>,
+    ),
     #[n(9)]
     Invalid(#[b(0)] &'b str),
     #[n(10)]
@@ -397,11 +436,13 @@ impl Answer {
             Self::Failed(reason) => Wire::Failed(reason),
             Self::Stopped => Wire::Stopped,
             Self::NoRoom => Wire::NoRoom,
-            Self::Topology { topology, nodes } => {
+            Self::Topology { topology, nodes, primaries } => {
                 let services = topology.services().iter();
                 let services = services.map(|service| (service.name.as_str(), service.shards)).collect();
                 let nodes = nodes.iter().take(NODES_MAX).map(SocketAddr::to_string).collect();
-                Wire::Topology(topology.incarnation, services, Some(nodes))
+                let primaries = primaries.iter().take(PRIMARIES_MAX).copied().collect::<Vec<_>>();
+                let primaries = Some(primaries).filter(|primaries| !primaries.is_empty());
+                Wire::Topology(topology.incarnation, services, Some(nodes), primaries)
             }
             Self::Invalid(reason) => Wire::Invalid(reason),
             Self::Deposed { shard } => Wire::Deposed(*shard),
@@ -432,13 +473,21 @@ impl Answer {
             Wire::Failed(reason) => Self::Failed(reason.to_owned()),
             Wire::Stopped => Self::Stopped,
             Wire::NoRoom => Self::NoRoom,
-            Wire::Topology(incarnation, services, nodes) => {
+            Wire::Topology(incarnation, services, nodes, primaries) => {
                 let mut topology = Topology::new(incarnation);
                 for (name, shards) in services {
                     topology.ensure(name, shards).map_err(|error| Unreadable(error.to_string()))?;
                 }
-                let nodes = nodes.iter().flatten().take(NODES_MAX).filter_map(|node| node.parse().ok());
-                Self::Topology { topology, nodes: nodes.collect() }
+                let texts = nodes.as_deref().unwrap_or_default();
+                let nodes = texts.iter().take(NODES_MAX).filter_map(|node| node.parse().ok());
+                let nodes: Vec<SocketAddr> = nodes.collect();
+                let mut primaries = primaries.unwrap_or_default();
+                primaries.truncate(PRIMARIES_MAX);
+                if nodes.len() != texts.len() {
+                    // Their positions are those of other nodes now.
+                    primaries.clear();
+                }
+                Self::Topology { topology, nodes, primaries }
             }
             Wire::Invalid(reason) => Self::Invalid(reason.to_owned()),
             Wire::Deposed(shard) => Self::Deposed { shard },

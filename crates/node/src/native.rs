@@ -8,6 +8,7 @@ use crate::bell::Bell;
 use crate::events;
 use crate::forward::Forwarder;
 use crate::reply::{Caller, NoAnswer, ReplyTo, answer_of};
+use crate::routes::{ClientAddresses, Routes};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
@@ -16,12 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stead_core::calls::Answer;
-use stead_core::ids::Time;
+use stead_core::ids::{ShardId, Time};
 use stead_core::topology::Topology;
 use stead_net::connection::{Event, RequestId, SendError, Settings};
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
 use stead_net::handshake::{Local, Role, VERSIONS};
-use stead_net::native;
+use stead_net::native::{self, Primary};
 use stead_net::network::{ConnectionId, Tcp, Wake};
 use stead_net::payload::Payload;
 
@@ -118,8 +119,35 @@ pub(crate) struct Native {
     failed: Option<io::Error>,
     /// Whether the last connection could not be accepted, which was reported.
     refuses: bool,
-    /// The answer with the topology and these nodes, once a client has asked for it.
-    topology: Option<(Arc<[SocketAddr]>, Payload)>,
+    /// The answers of [`answer_topology`](Self::answer_topology), with and without the services, once a client has asked for them.
+    topologies: [Option<(Known, Payload)>; 2],
+}
+
+/// The nodes that a client learns of.
+#[derive(Clone)]
+pub(crate) struct Known {
+    pub(crate) clients: Arc<ClientAddresses>,
+    pub(crate) routes: Arc<Routes>,
+}
+
+impl Known {
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.clients, &other.clients) && Arc::ptr_eq(&self.routes, &other.routes)
+    }
+
+    /// Returns the addresses of the nodes, and the primary of each shard.
+    fn nodes_and_primaries(&self) -> (Vec<SocketAddr>, Vec<Option<Primary>>) {
+        let nodes = || self.clients.iter().take(native::NODES_MAX);
+        let primary = |shard| {
+            let route = self.routes.get(&shard)?;
+            let node = route.primary_node()?;
+            let node = u32::try_from(nodes().position(|(other, _)| *other == node)?).ok()?;
+            Some(Primary { node, epoch: route.epoch })
+        };
+        let shards = self.routes.last_key_value().map_or(0, |(last, _)| last.0.saturating_add(1));
+        let primaries = (0..shards).take(native::PRIMARIES_MAX).map(|shard| primary(ShardId(shard)));
+        (nodes().map(|(_, address)| *address).collect(), primaries.collect())
+    }
 }
 
 struct Client {
@@ -159,7 +187,7 @@ impl Native {
             due: Time(0),
             failed: None,
             refuses: false,
-            topology: None,
+            topologies: [None, None],
         }
     }
 
@@ -237,20 +265,29 @@ impl Native {
         Arc::clone(&client.principal)
     }
 
-    /// Answers with the topology and the addresses of the cluster's nodes, which are encoded once for each change of these.
+    /// Answers with the nodes of the cluster and what they lead, and with the services if a client asks for them; encoded once for each
+    /// change of these.
     pub(crate) fn answer_topology(
         &mut self,
         now: Time,
         away: &Away,
         topology: &Topology,
-        nodes: Arc<[SocketAddr]>,
+        has_services: bool,
+        known: Known,
     ) {
-        let known = self.topology.take().filter(|(of, _)| Arc::ptr_eq(of, &nodes));
-        let (_, payload) = known.unwrap_or_else(|| {
-            let answer = native::Answer::Topology { topology: topology.clone(), nodes: nodes.to_vec() };
-            (Arc::clone(&nodes), Payload::from(answer.encode()))
-        });
-        self.topology = Some((nodes, payload.clone()));
+        let kept = &mut self.topologies[usize::from(has_services)];
+        let payload = match kept {
+            Some((of, payload)) if of.is_same(&known) => payload.clone(),
+            _ => {
+                let topology =
+                    if has_services { topology.clone() } else { Topology::new(topology.incarnation) };
+                let (nodes, primaries) = known.nodes_and_primaries();
+                let answer = native::Answer::Topology { topology, nodes, primaries };
+                let payload = Payload::from(answer.encode());
+                *kept = Some((known, payload.clone()));
+                payload
+            }
+        };
         self.send_payload(now, away.line.connection, away.request, payload);
     }
 

@@ -11,6 +11,9 @@ use stead_core::ids::{NodeId, ReplicaId, ShardId};
 /// The routes to shards; none on a node that has no others.
 pub(crate) type Routes = BTreeMap<ShardId, ShardRoute>;
 
+/// The addresses at which the nodes of the cluster serve clients, of those that do.
+pub(crate) type ClientAddresses = BTreeMap<NodeId, SocketAddr>;
+
 /// The routes that the workers of a node share.
 #[derive(Debug, Default)]
 pub(crate) struct RouteDesk {
@@ -18,7 +21,7 @@ pub(crate) struct RouteDesk {
     version: AtomicU64,
     are_expected: AtomicBool,
     /// The addresses at which the nodes serve clients.
-    clients: Mutex<Arc<[SocketAddr]>>,
+    clients: Mutex<Arc<ClientAddresses>>,
 }
 
 /// The consequences of routes that have changed.
@@ -57,12 +60,12 @@ impl RouteDesk {
     }
 
     /// Returns the addresses at which the nodes of the cluster serve clients: none on a node without a cluster.
-    pub(crate) fn clients(&self) -> Arc<[SocketAddr]> {
+    pub(crate) fn clients(&self) -> Arc<ClientAddresses> {
         Arc::clone(&self.clients.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces these addresses.
-    pub(crate) fn set_clients(&self, addresses: Vec<SocketAddr>) {
+    pub(crate) fn set_clients(&self, addresses: ClientAddresses) {
         *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = addresses.into();
     }
 

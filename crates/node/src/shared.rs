@@ -24,6 +24,7 @@ use crate::status::ShardNotHere;
 use crate::steps::StepQueue;
 use crate::transfers::desk::{Event, TransferDesk};
 use crate::watchdog::Watchdog;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -344,7 +345,7 @@ impl<E: Env> Shared<E> {
     }
 
     /// Replaces the addresses at which the nodes of the cluster serve clients, which learn them from this node.
-    pub fn set_client_addresses(&self, addresses: Vec<SocketAddr>) {
+    pub fn set_client_addresses(&self, addresses: BTreeMap<NodeId, SocketAddr>) {
         self.routes.set_clients(addresses);
     }
 

@@ -201,6 +201,11 @@ pub enum OpenError {
     /// The address for other nodes cannot be used.
     #[error("the node cannot listen for the other nodes of its cluster: {0}")]
     Cluster(#[source] AddressError),
+    /// The system does not name the address of a socket that listens for other nodes.
+    #[error(
+        "the address at which the other nodes of the cluster would reach this one is not known: {0}; start the node again"
+    )]
+    ClusterSystem(#[source] io::Error),
     /// The node has not entered its cluster.
     #[error(transparent)]
     Enter(#[from] stead_cluster::EnterError),

@@ -212,11 +212,14 @@ fn open_failure(data: &Path, error: &OpenError) -> Failure {
             (Exit::Usage, native)
         }
         OpenError::Address(AddressError::System { .. }) | OpenError::Native(_) => (Exit::Failed, native),
+        OpenError::Config(_) => (Exit::Usage, "the configuration is invalid".to_owned()),
         OpenError::Cluster(AddressError::NotLoopback { .. } | AddressError::NoPort { .. }) => {
             (Exit::Usage, cluster)
         }
         OpenError::Enter(error) if error.may_pass() => (Exit::Fatal, cluster),
-        OpenError::Cluster(AddressError::System { .. }) | OpenError::Enter(_) => (Exit::Failed, cluster),
+        OpenError::Cluster(AddressError::System { .. })
+        | OpenError::ClusterSystem(_)
+        | OpenError::Enter(_) => (Exit::Failed, cluster),
         error if error.may_pass() => (Exit::Fatal, directory()),
         _ => (Exit::Data, directory()),
     };

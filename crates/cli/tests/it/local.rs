@@ -1,9 +1,12 @@
 //! A local cluster of real processes, by the crate that `stead`'s commands and `stead-chaos` use.
 
 use crate::patience::{PATIENCE, await_some};
-use crate::server::{json_of, post_to, run, stead};
+use crate::server::{json_of, post_to, run, signal, stead};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use stead_local::{LocalCluster, LocalError, Options};
 
 fn start(nodes: u16, data: &Path) -> LocalCluster {
@@ -65,13 +68,14 @@ fn three_processes_replace_each_other_and_start_again_with_their_addresses() {
 /// Waits until each shard of `kv` has three members, all nodes vote, and no replica moves.
 fn await_three(address: &str) {
     await_some("each shard has three members and three nodes vote", || {
-        let status = json_of(&run(&["service", "show", "kv", "--addr", address, "--json"]));
-        let whole = status["shards"].as_array()?.iter().all(|shard| {
+        let status = json_of(&run(&["status", "--addr", address, "--json"]));
+        let cluster = &status["cluster"];
+        let whole = cluster["shards"].as_array()?.iter().all(|shard| {
             shard["members"].as_array().is_some_and(|members| members.len() == 3)
                 && shard["is_active"] == true
         });
-        let nodes = json_of(&run(&["node", "list", "--addr", address, "--json"]));
-        (whole && nodes.as_array()?.iter().all(|node| node["votes"] == true)).then_some(())
+        let votes = cluster["nodes"].as_array()?.iter().all(|node| node["votes"] == true);
+        (whole && votes && cluster["is_balancing"] == false).then_some(())
     });
 }
 
@@ -132,10 +136,45 @@ fn a_server_stops_once_its_standard_input_ends() {
             ["start", "--json", "--data", data, "--listen", "127.0.0.1:0", supervised, "--until-stdin-ends"];
         let mut server = stead(&start).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
-        let mut stdout = std::io::BufReader::new(server.stdout.take().unwrap());
-        std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+        let mut stdout = BufReader::new(server.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
         assert!(line.contains("ready"), "{line}");
         drop(server.stdin.take());
         assert!(server.wait().unwrap().success(), "{supervised}");
+    }
+}
+
+/// `stead cluster up`, and the line that it prints once it is whole.
+fn up(data: &Path) -> (Child, Value) {
+    let data = data.to_str().unwrap();
+    let up = ["cluster", "up", "--nodes", "3", "--json", "--listen", "127.0.0.1:0", "--data", data];
+    let mut up = stead(&up).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(up.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    assert_eq!(ready["event"], "ready", "{ready}");
+    (up, ready)
+}
+
+#[test]
+fn long_a_cluster_that_is_up_ends_at_a_signal_with_its_nodes_and_keeps_its_data() {
+    let dir = tempfile::tempdir().unwrap();
+    for life in 0..2 {
+        let (mut up, ready) = up(dir.path());
+        let nodes = ready["nodes"].as_array().unwrap();
+        assert_eq!(nodes.len(), 3);
+        let (first, last) = (nodes[0]["http"].as_str().unwrap(), nodes[2]["http"].as_str().unwrap());
+        if life == 0 {
+            let put = ["call", "kv", "key", r#"{"put":{"value":7}}"#, "--addr", first, "--json"];
+            json_of(&run(&put));
+        }
+        let got = json_of(&run(&["get", "kv", "key", "--addr", last, "--json"]));
+        assert_eq!(got["reply"], 7, "life {life}");
+        signal(i32::try_from(up.id()).unwrap(), Signal::TERM);
+        assert!(up.wait().unwrap().success(), "life {life}");
+        for node in nodes {
+            let pid = node["pid"].as_i64().unwrap();
+            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the process of {node} has not ended");
+        }
     }
 }

@@ -56,8 +56,8 @@ pub struct Dial {
     /// The time at which a log is synced.
     #[n(2)]
     pub durability: Durability,
-    /// The greatest age of an answer that is read at a backup, and the greatest lag of the backups of an asynchronous service; 10
-    /// seconds by default.
+    /// The greatest age of an answer that is read at a backup, and the greatest lag of the backups of an asynchronous service; 1
+    /// millisecond to 24 hours, 10 seconds by default.
     #[n(3)]
     pub max_lag: Micros,
     /// The span of the leases of an asynchronous service's primary; 500 milliseconds by default, more than 0. A failover takes so
@@ -108,11 +108,23 @@ pub enum DialError {
         #[n(0)]
         lease: Micros,
     },
+    /// A greatest age is shorter than a millisecond or longer than a day.
+    #[error("a greatest age of {max_lag} is out of range; ask for 1 ms to 24 h")]
+    #[n(3)]
+    MaxLag {
+        /// The refused age.
+        #[n(0)]
+        max_lag: Micros,
+    },
 }
 
 impl Dial {
     /// The longest lease: an hour.
     pub const LEASE_MAX: Micros = Micros::from_secs(3_600);
+    /// The least [`Self::max_lag`]: a millisecond. No backup would answer with less.
+    pub const MAX_LAG_MIN: Micros = Micros::from_millis(1);
+    /// The greatest [`Self::max_lag`]: a day.
+    pub const MAX_LAG_MAX: Micros = Micros::from_secs(24 * 3_600);
 
     /// Checks a dial.
     ///
@@ -131,6 +143,10 @@ impl Dial {
         }
         if self.lease == Micros(0) || self.lease > Self::LEASE_MAX {
             return Err(DialError::Lease { lease: self.lease });
+        }
+        let max_lag = self.max_lag;
+        if !(Self::MAX_LAG_MIN..=Self::MAX_LAG_MAX).contains(&max_lag) {
+            return Err(DialError::MaxLag { max_lag });
         }
         Ok(())
     }
@@ -166,6 +182,11 @@ mod tests {
         assert_eq!(acks(0), Err(DialError::Acks { acks: 0, replicas: 3 }));
         let lease = Micros(0);
         assert_eq!(Dial { lease, ..dial }.check(), Err(DialError::Lease { lease }));
+        let lag = |max_lag| Dial { max_lag, ..dial }.check();
+        assert_eq!((lag(Dial::MAX_LAG_MIN), lag(Dial::MAX_LAG_MAX)), (Ok(()), Ok(())));
+        for max_lag in [Micros(0), Micros(999), Micros(Dial::MAX_LAG_MAX.0 + 1)] {
+            assert_eq!(lag(max_lag), Err(DialError::MaxLag { max_lag }));
+        }
     }
 
     #[test]

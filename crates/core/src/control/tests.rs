@@ -486,7 +486,7 @@ fn the_directory_has_the_routes_of_the_newest_state_and_reports_those_that_chang
     assert_eq!(state.apply(join(4)), Outcome::Done);
     assert_eq!(follow(&mut directory, &state), (true, vec![]));
 
-    let (expected, max_lag) = (Dial::default(), Micros(7));
+    let (expected, max_lag) = (Dial::default(), Micros::from_millis(7));
     let dial = Dial { max_lag, ..expected };
     assert_eq!(state.apply(Command::SetDial { service: ServiceId(1), expected, dial }), Outcome::Done);
     assert_eq!(follow(&mut directory, &state), (false, vec![1]));

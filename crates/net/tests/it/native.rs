@@ -19,7 +19,7 @@ use stead_core::topology::Topology;
 use stead_net::connection::{Connection, Event, Failure};
 use stead_net::frame::Origin;
 use stead_net::handshake::{HandshakeError, Local, RefusalKind, Role};
-use stead_net::native::{Answer, Ask, Identified, Promised, with_time};
+use stead_net::native::{Answer, Ask, Identified, Primary, Promised, with_time};
 use stead_net::payload::PayloadWriter;
 
 fn refusals() -> Vec<Refusal> {
@@ -96,10 +96,11 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
         Answer::Failed("the disk".to_owned()),
         Answer::Stopped,
         Answer::NoRoom,
-        Answer::Topology { topology: topology.clone(), nodes: vec![] },
+        Answer::Topology { topology: topology.clone(), nodes: vec![], primaries: vec![] },
         Answer::Topology {
             topology,
             nodes: vec!["127.0.0.1:7421".parse().unwrap(), "[::1]:7422".parse().unwrap()],
+            primaries: vec![Some(Primary { node: 1, epoch: Epoch(4) }), None],
         },
         Answer::Invalid("why".to_owned()),
     ];
@@ -114,7 +115,7 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
     }
 }
 
-fn asks() -> [Ask<'static>; 14] {
+fn asks() -> [Ask<'static>; 15] {
     let (shard, process) = (ShardId(3), Key::new("key").unwrap());
     let payload = Blob::from(&b"payload"[..]);
     let (session, principal) = (SessionId(u128::MAX), "local");
@@ -135,7 +136,8 @@ fn asks() -> [Ask<'static>; 14] {
     let query = |read| query_of(read, None);
     let seen = Some(LogPoint { epoch: Epoch(4), index: Index(1 << 40) });
     [
-        Ask::Topology,
+        Ask::Topology { without_services: None },
+        Ask::Topology { without_services: Some(true) },
         Ask::OpenSession { shard, session, principal },
         request(Identity::Session { session, number: RequestNumber(5), confirmed: RequestNumber(2) }),
         request(Identity::Idempotency { key: Blob::from(&b"k"[..]), body_hash: BodyHash([7; 16]) }),
@@ -176,13 +178,13 @@ fn each_request_arrives_with_the_time_that_is_left() {
             assert!(Ask::decode(&bytes[..cut]).is_err(), "a part is no request");
         }
     }
-    let bytes = bytes_of(Duration::MAX, &Ask::Topology);
+    let bytes = bytes_of(Duration::MAX, &Ask::Topology { without_services: None });
     assert_eq!(Ask::decode(&bytes).unwrap().0, Duration::from_millis(u32::MAX.into()));
 }
 
 #[test]
 fn identities_keep_their_content() {
-    let Ask::Request { identity, .. } = &asks()[2] else { panic!("it is a request") };
+    let Ask::Request { identity, .. } = &asks()[3] else { panic!("it is a request") };
     let back = Identified::from(Identity::from(identity.clone()));
     assert_eq!(&back, identity);
 }
@@ -226,6 +228,34 @@ fn a_shard_without_a_primary_is_one_on_another_node_to_older_clients() {
     ];
     assert_eq!(elsewhere.encode()[..], [0x82, 3, 0x82, 3, 0xf5]);
     assert_eq!(none.encode()[..], [0x82, 3, 0x83, 3, 0xf5, 0xf5]);
+}
+
+/// A node that does not know the primaries, and a client that does not know that there are any, understand the other one.
+#[test]
+fn topologies_are_read_with_and_without_primaries() {
+    let ask = [1, 0, 0, 0, 0x82, 0, 0x80];
+    let topology = Ask::decode(&ask).unwrap().1;
+    assert_eq!(topology, Ask::Topology { without_services: None });
+    assert_eq!(bytes_of(Duration::from_millis(1), &topology), ask);
+    let answer = [0x82, 8, 0x83, 1, 0x80, 0x80];
+    let known = Answer::decode(&answer).unwrap();
+    assert!(matches!(&known, Answer::Topology { primaries, .. } if primaries.is_empty()), "{known:?}");
+    assert_eq!(&known.encode()[..], answer);
+    // A node whose address is not understood: the positions would be those of others.
+    let answer = [0x82, 8, 0x84, 1, 0x80, 0x81, 0x61, b'x', 0x81, 0x82, 0, 4];
+    let unknown = Answer::decode(&answer).unwrap();
+    assert!(
+        matches!(&unknown, Answer::Topology { nodes, primaries, .. } if nodes.is_empty() && primaries.is_empty()),
+        "{unknown:?}"
+    );
+}
+
+#[test]
+fn the_shard_whose_primary_answers_is_that_of_all_but_stale_reads() {
+    for ask in asks() {
+        let is_led = !matches!(ask, Ask::Topology { .. } | Ask::Query { read: Some(Promised::Stale(_)), .. });
+        assert_eq!(ask.led_shard(), is_led.then_some(ShardId(3)), "{ask:?}");
+    }
 }
 
 /// The second version's bytes, and what a client of the first one gets instead.

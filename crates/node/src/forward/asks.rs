@@ -26,7 +26,7 @@ pub(crate) fn command_of<C>(
     let token = CallToken(0);
     Ok(match ask {
         // Only clients ask for it, and their connections answer.
-        Ask::Topology => {
+        Ask::Topology { .. } => {
             return Err(native::Answer::Invalid("no node asks another one for its topology".to_owned()));
         }
         Ask::OpenSession { shard, session, principal } => {

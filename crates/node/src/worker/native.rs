@@ -3,9 +3,10 @@
 use super::{Asker, Worker};
 use crate::env::Env;
 use crate::forward::command_of;
-use crate::native::{Away, Native, Recipient};
+use crate::native::{Away, Known, Native, Recipient};
 use crate::reply::{Caller, NoAnswer, ReplyTo, answer_of};
 use crate::shared::Shared;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use stead_core::calls::Answer;
 use stead_core::ids::{Colour, Time};
@@ -54,8 +55,10 @@ impl<E: Env> Worker<E> {
             Ask::decode(bytes).map_err(|error| native::Answer::Invalid(error.to_string()))?;
         let caller = Recipient::Away(away.clone());
         let reply_to = ReplyTo { caller, deadline: now.plus(timeout.into()), timeout };
-        if ask == Ask::Topology {
-            native.answer_topology(now, away, shared.topology(), shared.routes.clients());
+        if let Ask::Topology { without_services } = ask {
+            let known = Known { clients: shared.routes.clients(), routes: Arc::clone(&self.routes) };
+            let has_services = without_services != Some(true);
+            native.answer_topology(now, away, shared.topology(), has_services, known);
             return Ok(());
         }
         if let Ask::Request { colour, .. } = &ask {

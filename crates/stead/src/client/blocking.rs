@@ -97,6 +97,22 @@ impl BlockingClient {
         wait(&self.0, self.0.timeout, self.0.query_with::<P>(key, query, read))
     }
 
+    /// Returns the same client for async code.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.0.clone().not_lending()
+    }
+
+    /// Runs a future on this thread. If this client calls over the network, the thread also serves the connections of all clients of
+    /// the process meanwhile, unless another one does so for a future of its own: the calls of the future then pass through no other
+    /// thread. The future must not block: all clients of the process would wait.
+    pub fn run<F: Future>(&self, future: F) -> F::Output {
+        match self.0.remote() {
+            Some(remote) => remote.serve(pin!(future)),
+            None => block_on(future),
+        }
+    }
+
     /// As [`Client::call_raw`].
     ///
     /// # Errors

@@ -143,11 +143,11 @@ impl Client {
 
     /// Connects to a cluster by the native protocol, by the first of these addresses, `host:port`, at which one of its nodes
     /// answers: see [`NodeBuilder::listen_native`](crate::NodeBuilder::listen_native). The other addresses are for the time
-    /// when it does not, and so are those of the cluster's other nodes, which the client learns from the node, and again every
-    /// 10 s. Resolves names at once, which may block for a moment, and waits for a node for at most 10 s.
+    /// when it does not, and so are those of the cluster's other nodes, which the client learns. Resolves names at once, which may
+    /// block for a moment, and waits for a node for at most 10 s.
     ///
-    /// The client has one connection, which all its clones share, and a thread that serves it and ends with the last clone; a
-    /// lone blocking caller serves it itself. The client knows the services that the node has now: connect again to call those that are added later.
+    /// The client has a connection to each node whose shards it calls, which all its clones share. All clients of a process have one
+    /// thread, which ends with the last of them; a lone blocking caller serves the connections itself. The client knows the services that the node has now: connect again to call those that are added later.
     ///
     /// ```no_run
     /// # use stead::{BlockingClient, kv::{Kv, Query}};
@@ -200,8 +200,17 @@ impl Client {
 
     /// Returns the same client for callers that wait in [`Remote::run`] if it calls over the network.
     pub(super) fn lending(self) -> Self {
+        self.with_lending(true)
+    }
+
+    /// Returns the same client for other callers.
+    pub(super) fn not_lending(self) -> Self {
+        self.with_lending(false)
+    }
+
+    fn with_lending(self, lends: bool) -> Self {
         let route = match self.route {
-            Route::Away(remote) => Route::Away(remote.lending()),
+            Route::Away(remote) => Route::Away(remote.with_lending(lends)),
             here @ Route::Here(_) => here,
         };
         Self { route, ..self }

@@ -1,20 +1,25 @@
-//! Calls to nodes over the network: all clones of a client share its connections.
+//! Calls to nodes over the network: all clones of a client share its connections, and all clients of a process a thread.
 //!
-//! One thread at a time gives these their turns. A blocking caller lends its own while it waits, if no other one does, so
-//! that its call passes through no other thread; the client's thread does so for all others, and as soon as several call.
+//! One thread at a time gives the connections their turns. A blocking caller lends its own while it waits, if no other one does, so
+//! that its call passes through no other thread; the clients' thread does so for all others, and as soon as several call.
 
+mod call;
 mod link;
+mod links;
+mod routes;
 
 use super::parking::Unpark;
 use crate::error::{ConnectError, RawError};
-use link::{Call, Link};
+use call::Call;
+use link::LinkId;
+use links::{Links, News};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,10 +30,16 @@ use stead_net::network::{Tcp, check_loopback};
 use stead_node::{Bell, Clock, SystemClock};
 use tokio::sync::oneshot;
 
-/// Number of times that the client's thread checks for calls before it sleeps.
+pub(super) use call::{Got, Within};
+
+/// Number of times that the clients' thread checks for calls before it sleeps.
 const SPINS: u32 = 50;
-/// The time after which the client's thread looks again whether it has something to do while another one gives the turns.
+/// The time after which the clients' thread looks again whether it has something to do while another one gives the turns.
 const LOOK: Micros = Micros::from_secs(1);
+
+/// The number of times that a thread tries to take the turns over from the clients' one, and the pause between two of them.
+const TAKE_TRIES: u32 = 50;
+const TAKE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The nodes of a cluster, as a client calls them.
 #[derive(Clone)]
@@ -39,28 +50,13 @@ pub(super) struct Remote {
     lends: bool,
 }
 
-/// The time limit of a call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Within {
-    /// On the client's steady clock.
-    deadline: Time,
-    pub(super) timeout: Duration,
-}
-
-/// An answer.
-#[derive(Debug)]
-pub(super) struct Got {
-    pub(super) answer: Answer,
-    /// Whether the request was sent more than once.
-    pub(super) is_repeated: bool,
-}
-
 impl Remote {
     /// Connects to the first of these addresses at which a node answers.
     pub(super) async fn connect(addresses: &[String], timeout: Duration) -> Result<Self, ConnectError> {
         let line = Line::open(resolve(addresses)?).map_err(ConnectError::System)?;
         let within = line.within(timeout);
-        match line.ask(&Ask::Topology, within, false).await?.answer {
+        let ask = Ask::Topology { without_services: None };
+        match line.ask(&ask, within, false).await?.answer {
             Answer::Topology { topology, .. } => {
                 Ok(Self { line: Arc::new(line), topology: Arc::new(topology), lends: false })
             }
@@ -74,47 +70,22 @@ impl Remote {
         self.line.ask(ask, within, self.lends).await
     }
 
-    /// Returns the same for callers that wait in [`Self::run`].
-    pub(super) fn lending(self) -> Self {
-        Self { lends: true, ..self }
+    /// Returns the same for callers that wait in [`Self::run`], or for others.
+    pub(super) fn with_lending(self, lends: bool) -> Self {
+        Self { lends, ..self }
     }
 
     /// Runs a call on this thread, which gives the connections their turns meanwhile if no other one does. Returns `None` if
     /// the call has not ended by a time.
-    pub(super) fn run<F: Future>(&self, mut call: Pin<&mut F>, until: Option<Instant>) -> Option<F::Output> {
-        let hub = &self.line.0;
-        let lender =
-            Arc::new(Lender { caller: Unpark::new(), drives: AtomicBool::new(false), hub: Arc::clone(hub) });
-        let waker = Waker::from(Arc::clone(&lender));
-        let mut context = Context::from_waker(&waker);
-        loop {
-            if let Poll::Ready(output) = call.as_mut().poll(&mut context) {
-                return Some(output);
-            }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return None;
-            }
-            let Some(mut driver) = hub.drive() else {
-                hub.request_turn();
-                match left {
-                    Some(left) => thread::park_timeout(left),
-                    None => thread::park(),
-                }
-                continue;
-            };
-            lender.drives.store(true, Ordering::SeqCst);
-            while let Some((now, next)) = driver.turn() {
-                if let Poll::Ready(output) = call.as_mut().poll(&mut context) {
-                    return Some(output);
-                }
-                if until.is_some_and(|until| until <= Instant::now()) {
-                    return None;
-                }
-                driver.sleep(now, next, 0);
-            }
-            lender.drives.store(false, Ordering::SeqCst);
-        }
+    pub(super) fn run<F: Future>(&self, call: Pin<&mut F>, until: Option<Instant>) -> Option<F::Output> {
+        self.line.shore.0.run(call, until, None)
+    }
+
+    /// Runs a future on this thread, which gives the connections their turns meanwhile, also those of callers on other threads, unless
+    /// another one does so for a future of its own.
+    pub(super) fn serve<F: Future>(&self, future: Pin<&mut F>) -> F::Output {
+        let hub = &self.line.shore.0;
+        hub.run(future, None, hub.take_over()).expect("without a limit it runs to its end")
     }
 
     /// Returns the time limit of a call that begins now.
@@ -169,25 +140,38 @@ impl Wake for Lender {
     }
 }
 
-/// The handle of the connections and their thread, which ends when this is dropped.
-struct Line(Arc<Hub>);
+/// The handle of a client's connections, which end when this is dropped.
+struct Line {
+    link: LinkId,
+    shore: Arc<Shore>,
+}
 
-/// The state that the client's thread and its callers share.
+/// The handle of the connections of all clients, and of their thread, which ends when this is dropped.
+struct Shore(Arc<Hub>);
+
+/// The one of this process, while it has clients.
+static SHORE: Mutex<Weak<Shore>> = Mutex::new(Weak::new());
+
+/// The state that the clients' thread and their callers share.
 struct Hub {
     waiting: Mutex<Waiting>,
-    link: Mutex<Link<Tcp>>,
-    /// Whether a thread gives the link its turns, and so hears the bell.
+    links: Mutex<Links<Tcp>>,
+    /// Whether a thread gives the links their turns, and so hears the bell.
     is_driven: AtomicBool,
+    /// Whether another thread is about to give the turns instead of the clients' one.
+    is_wanted: AtomicBool,
     /// Ends that thread's wait for the network.
     bell: Bell,
-    /// Requests the client's thread.
+    /// Requests the clients' thread.
     relief: Bell,
     clock: SystemClock,
+    /// The number of clients so far.
+    last: AtomicU64,
 }
 
 #[derive(Default)]
 struct Waiting {
-    calls: VecDeque<Call>,
+    news: VecDeque<News>,
     /// Whether the thread is to end.
     is_closed: bool,
     /// The reason for which the connections can no longer be served.
@@ -201,14 +185,75 @@ impl Hub {
 
     /// Returns the right to give the turns, unless another thread has it.
     fn drive(&self) -> Option<Driver<'_>> {
-        let link = match self.link.try_lock() {
-            Ok(link) => link,
-            Err(TryLockError::Poisoned(link)) => link.into_inner(),
+        let links = match self.links.try_lock() {
+            Ok(links) => links,
+            Err(TryLockError::Poisoned(links)) => links.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        // Before it looks for calls: one that comes later rings the bell.
+        // Before it looks for news: what comes later rings the bell.
         self.is_driven.store(true, Ordering::SeqCst);
-        Some(Driver { hub: self, link: Some(link) })
+        Some(Driver { hub: self, links: Some(links) })
+    }
+
+    /// Runs a future on this thread, which gives the connections their turns meanwhile if no other one does; it may have the right to
+    /// already. Returns `None` if the future has not ended by a time.
+    fn run<F: Future>(
+        self: &Arc<Self>,
+        mut call: Pin<&mut F>,
+        until: Option<Instant>,
+        mut driver: Option<Driver<'_>>,
+    ) -> Option<F::Output> {
+        let lender =
+            Arc::new(Lender { caller: Unpark::new(), drives: AtomicBool::new(false), hub: Arc::clone(self) });
+        let waker = Waker::from(Arc::clone(&lender));
+        let mut context = Context::from_waker(&waker);
+        lender.drives.store(driver.is_some(), Ordering::SeqCst);
+        loop {
+            if let Poll::Ready(output) = call.as_mut().poll(&mut context) {
+                return Some(output);
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return None;
+            }
+            let Some(mut driver) = driver.take().or_else(|| self.drive()) else {
+                self.request_turn();
+                match left {
+                    Some(left) => thread::park_timeout(left),
+                    None => thread::park(),
+                }
+                continue;
+            };
+            lender.drives.store(true, Ordering::SeqCst);
+            while let Some((now, next)) = driver.turn() {
+                if let Poll::Ready(output) = call.as_mut().poll(&mut context) {
+                    return Some(output);
+                }
+                if until.is_some_and(|until| until <= Instant::now()) {
+                    return None;
+                }
+                driver.sleep(now, next, 0);
+            }
+            lender.drives.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes the right to give the turns from the clients' thread. Returns `None` if another one keeps it.
+    fn take_over(&self) -> Option<Driver<'_>> {
+        self.is_wanted.store(true, Ordering::SeqCst);
+        let mut tries = 0..TAKE_TRIES;
+        let driver = loop {
+            if let Some(driver) = self.drive() {
+                break Some(driver);
+            }
+            if tries.next().is_none() {
+                break None;
+            }
+            self.bell.ring();
+            thread::park_timeout(TAKE_PAUSE);
+        };
+        self.is_wanted.store(false, Ordering::SeqCst);
+        driver
     }
 
     /// Requests a turn for a call that was left.
@@ -225,34 +270,34 @@ impl Hub {
 struct Driver<'a> {
     hub: &'a Hub,
     /// `None` while it is dropped.
-    link: Option<MutexGuard<'a, Link<Tcp>>>,
+    links: Option<MutexGuard<'a, Links<Tcp>>>,
 }
 
 impl Driver<'_> {
-    fn link(&mut self) -> &mut Link<Tcp> {
-        self.link.as_mut().expect("it is there until the driver is dropped")
+    fn links(&mut self) -> &mut Links<Tcp> {
+        self.links.as_mut().expect("they are there until the driver is dropped")
     }
 
     /// Gives a turn, and returns its time and that of the next one; `None` if the connections can no longer be served.
     fn turn(&mut self) -> Option<(Time, Time)> {
         let hub = self.hub;
         hub.bell.take_ring();
-        let mut calls = std::mem::take(&mut hub.waiting().calls);
+        let mut news = std::mem::take(&mut hub.waiting().news);
         let now = hub.clock.steady();
-        match self.link().turn(now, hub.clock.wall(), &mut calls) {
+        match self.links().turn(now, hub.clock.wall(), &mut news) {
             Ok(next) => Some((now, next)),
-            Err(error) => self.fail(calls, &error),
+            Err(error) => self.fail(news, &error),
         }
     }
 
-    fn fail(&mut self, mut calls: VecDeque<Call>, error: &io::Error) -> Option<(Time, Time)> {
+    fn fail(&mut self, mut news: VecDeque<News>, error: &io::Error) -> Option<(Time, Time)> {
         let reason = format!("the client's connections cannot be served: {error}; connect again");
         {
             let mut waiting = self.hub.waiting();
             waiting.failed = Some(reason.clone());
-            calls.append(&mut waiting.calls);
+            news.append(&mut waiting.news);
         }
-        self.link().fail_all(calls, &reason);
+        self.links().fail_all(news, &reason);
         None
     }
 
@@ -260,64 +305,57 @@ impl Driver<'_> {
     fn sleep(&mut self, now: Time, until: Time, spins: u32) {
         if until > now {
             let hub = self.hub;
-            hub.bell.sleep(now, Some(until), spins, |time| self.link().wait(time));
+            hub.bell.sleep(now, Some(until), spins, |time| self.links().wait(time));
         }
     }
 }
 
 impl Drop for Driver<'_> {
     fn drop(&mut self) {
-        let Some(link) = self.link.take() else { return };
-        let is_busy = link.is_busy();
-        // Before it looks for calls: one that comes later requests the client's thread.
+        let Some(links) = self.links.take() else { return };
+        let is_busy = links.is_busy();
+        // Before it looks for news: what comes later requests the clients' thread.
         self.hub.is_driven.store(false, Ordering::SeqCst);
-        drop(link);
-        if is_busy || !self.hub.waiting().calls.is_empty() {
+        drop(links);
+        if is_busy || !self.hub.waiting().news.is_empty() {
             self.hub.relief.ring();
         }
     }
 }
 
-impl Line {
-    fn open(addresses: Vec<SocketAddr>) -> io::Result<Self> {
+impl Shore {
+    fn open() -> io::Result<Self> {
         let tcp = Tcp::dialing()?;
-        let (bell, clock) = (Bell::default(), SystemClock::new(None));
+        let bell = Bell::default();
         bell.attach_to(tcp.wake());
-        let link = Mutex::new(Link::new(tcp, addresses, clock.steady()));
-        let (is_driven, relief) = (AtomicBool::new(false), Bell::default());
-        let hub = Arc::new(Hub { waiting: Mutex::default(), link, is_driven, bell, relief, clock });
+        let hub = Arc::new(Hub {
+            waiting: Mutex::default(),
+            links: Mutex::new(Links::new(tcp)),
+            is_driven: AtomicBool::new(false),
+            is_wanted: AtomicBool::new(false),
+            bell,
+            relief: Bell::default(),
+            clock: SystemClock::new(None),
+            last: AtomicU64::new(0),
+        });
         let own = Arc::clone(&hub);
-        thread::Builder::new().name("stead-client".to_owned()).spawn(move || relieve(&own))?;
+        thread::Builder::new().name("stead-clients".to_owned()).spawn(move || relieve(&own))?;
         Ok(Self(hub))
     }
 
-    fn within(&self, timeout: Duration) -> Within {
-        Within { deadline: self.0.clock.steady().plus(timeout.into()), timeout }
-    }
-
-    /// `lends` is whether the caller waits in [`Remote::run`], which requests a turn if it needs one.
-    async fn ask(&self, ask: &Ask<'_>, within: Within, lends: bool) -> Result<Got, RawError> {
-        let (reply, answer) = oneshot::channel();
-        let call = Call::new(ask.encode(), ask.repeats(), within, reply);
-        {
-            let mut waiting = self.0.waiting();
-            if let Some(reason) = waiting.failed.clone() {
-                return Err(RawError::Network { reason, sent: false });
-            }
-            waiting.calls.push_back(call);
+    /// Returns that of this process, which begins with the first client.
+    fn of_process() -> io::Result<Arc<Self>> {
+        let mut known = SHORE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shore) = known.upgrade().filter(|shore| shore.0.waiting().failed.is_none()) {
+            return Ok(shore);
         }
-        if !lends {
-            self.0.request_turn();
-        }
-        // Each call is answered, unless a thread panics.
-        answer.await.unwrap_or_else(|_| {
-            let reason = "the client's thread has ended; connect again".to_owned();
-            Err(RawError::Network { reason, sent: true })
-        })
+        let shore = Arc::new(Self::open()?);
+        *known = Arc::downgrade(&shore);
+        Ok(shore)
     }
 }
 
-impl Drop for Line {
+impl Drop for Shore {
     fn drop(&mut self) {
         self.0.waiting().is_closed = true;
         self.0.bell.ring();
@@ -325,7 +363,48 @@ impl Drop for Line {
     }
 }
 
-/// Ends all calls if the client's thread panics: nothing else ends them at their time.
+impl Line {
+    fn open(addresses: Vec<SocketAddr>) -> io::Result<Self> {
+        let shore = Shore::of_process()?;
+        let link = LinkId(shore.0.last.fetch_add(1, Ordering::Relaxed));
+        shore.0.waiting().news.push_back(News::Opened(link, addresses));
+        Ok(Self { link, shore })
+    }
+
+    fn within(&self, timeout: Duration) -> Within {
+        Within { deadline: self.shore.0.clock.steady().plus(timeout.into()), timeout }
+    }
+
+    /// `lends` is whether the caller waits in [`Remote::run`], which requests a turn if it needs one.
+    async fn ask(&self, ask: &Ask<'_>, within: Within, lends: bool) -> Result<Got, RawError> {
+        let (reply, answer) = oneshot::channel();
+        let call = Call::new(ask, within, reply);
+        {
+            let mut waiting = self.shore.0.waiting();
+            if let Some(reason) = waiting.failed.clone() {
+                return Err(RawError::Network { reason, sent: false });
+            }
+            waiting.news.push_back(News::Call(self.link, call));
+        }
+        if !lends {
+            self.shore.0.request_turn();
+        }
+        // Each call is answered, unless a thread panics.
+        answer.await.unwrap_or_else(|_| {
+            let reason = "the clients' thread has ended; connect again".to_owned();
+            Err(RawError::Network { reason, sent: true })
+        })
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.shore.0.waiting().news.push_back(News::Closed(self.link));
+        self.shore.0.request_turn();
+    }
+}
+
+/// Ends all calls if the clients' thread panics: nothing else ends them at their time.
 struct Ended<'a>(&'a Hub);
 
 impl Drop for Ended<'_> {
@@ -333,13 +412,13 @@ impl Drop for Ended<'_> {
         if thread::panicking() {
             let mut waiting = self.0.waiting();
             waiting.failed =
-                Some("the client's thread panicked; this is a bug in Stead: connect again".to_owned());
-            waiting.calls.clear();
+                Some("the clients' thread panicked; this is a bug in Stead: connect again".to_owned());
+            waiting.news.clear();
             drop(waiting);
             if let Some(mut driver) = self.0.drive() {
                 driver
-                    .link()
-                    .fail_all(VecDeque::new(), "the client's thread panicked; this is a bug in Stead");
+                    .links()
+                    .fail_all(VecDeque::new(), "the clients' thread panicked; this is a bug in Stead");
             }
         }
     }
@@ -353,14 +432,17 @@ fn relieve(hub: &Hub) {
         hub.relief.take_ring();
         let mut now = hub.clock.steady();
         let mut until = now.plus(LOOK);
-        if let Some(mut driver) = hub.drive() {
+        let is_wanted = || hub.is_wanted.load(Ordering::SeqCst);
+        if is_wanted() {
+            until = now.plus(TAKE_PAUSE.into());
+        } else if let Some(mut driver) = hub.drive() {
             loop {
                 let Some((turned, next)) = driver.turn() else { return };
                 (now, until) = (turned, next);
                 if hub.waiting().is_closed {
                     return;
                 }
-                if !driver.link().is_busy() {
+                if !driver.links().is_busy() || is_wanted() {
                     break;
                 }
                 driver.sleep(now, until, SPINS);

@@ -42,6 +42,14 @@ pub enum ConfigError {
         /// The reason.
         reason: DialError,
     },
+    /// An address of a node of a cluster, for a node that is part of none.
+    #[error(
+        "{key} is the address of a node of a cluster, and this node is part of none; set cluster.listen or cluster.join, too"
+    )]
+    Alone {
+        /// The key.
+        key: &'static str,
+    },
     /// A service in the configuration that the program does not have.
     #[error("the configuration names service {name:?}, which this program does not have{}",
         hint.as_ref().map_or_else(String::new, |hint| format!("; did you mean {hint:?}?")))]

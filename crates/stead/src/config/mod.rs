@@ -126,6 +126,22 @@ impl ClusterConfig {
             advertise_peers: over.advertise_peers.or(self.advertise_peers),
         }
     }
+
+    /// Checks the settings of code and configuration together.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.listen.is_some() || !self.join.is_empty() {
+            return Ok(());
+        }
+        let others = [
+            ("cluster.listen_peers", self.listen_peers),
+            ("cluster.advertise", self.advertise),
+            ("cluster.advertise_peers", self.advertise_peers),
+        ];
+        match others.into_iter().find_map(|(key, address)| address.map(|_| key)) {
+            Some(key) => Err(ConfigError::Alone { key }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Settings of the log.

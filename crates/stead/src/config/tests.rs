@@ -157,6 +157,26 @@ fn variables_of_earlier_versions_are_read_below_the_others_and_values_are_checke
 }
 
 #[test]
+fn addresses_of_a_node_of_a_cluster_need_one_that_is_part_of_a_cluster() {
+    let cluster = |text: &str| Config::from_toml(&format!("[cluster]\n{text}"), "test").unwrap().cluster;
+    for key in ["listen_peers", "advertise", "advertise_peers"] {
+        let set = format!("{key} = \"127.0.0.1:7440\"\n");
+        let error = cluster(&set).check().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "cluster.{key} is the address of a node of a cluster, and this node is part of none; set cluster.listen or \
+                 cluster.join, too"
+            )
+        );
+        for part in ["listen = \"127.0.0.1:7430\"", "join = [\"127.0.0.1:7430\"]"] {
+            assert_eq!(cluster(&format!("{set}{part}")).check(), Ok(()));
+        }
+    }
+    assert_eq!(ClusterConfig::default().check(), Ok(()));
+}
+
+#[test]
 fn values_out_of_range_are_refused_with_the_range() {
     for (text, must) in [
         ("threads = 0", "1 to 256"),

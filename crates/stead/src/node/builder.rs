@@ -550,6 +550,7 @@ impl NodeBuilder {
                 .collect(),
         };
         merged.check()?;
+        merged.cluster.check()?;
         Ok(merged)
     }
 

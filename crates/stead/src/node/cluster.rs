@@ -41,7 +41,7 @@ pub(super) fn open(
     let listener = bind(entry.listen).map_err(OpenError::Cluster)?;
     let listen_peers = listen_peers.unwrap_or_else(|| SocketAddr::new(entry.listen.ip(), 0));
     let peers = bind(listen_peers).map_err(OpenError::Cluster)?;
-    let address = |listener: &TcpListener| listener.local_addr().map_err(OpenError::Native);
+    let address = |listener: &TcpListener| listener.local_addr().map_err(OpenError::ClusterSystem);
     let known = |listener: &TcpListener, advertised: Option<SocketAddr>| match advertised {
         Some(advertised) => check_dialed(advertised).map(|()| advertised).map_err(OpenError::Cluster),
         None => address(listener),
@@ -49,7 +49,10 @@ pub(super) fn open(
     let addresses = Addresses {
         cluster: known(&listener, advertise)?,
         peers: known(&peers, advertise_peers)?,
-        clients: options.native.as_ref().map(|native| address(&native.listener)).transpose()?,
+        clients: match &options.native {
+            Some(native) => Some(native.listener.local_addr().map_err(OpenError::Native)?),
+            None => None,
+        },
         http: entry.http,
     };
     let recovery = recover_options(&options);

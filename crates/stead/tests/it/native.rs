@@ -6,8 +6,9 @@ use crate::services::{Account, Ask, Look, Way, builder, key};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use stead_net::connection::{Event, Settings};
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
 use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
-use stead_net::native::{Answer, Ask as NativeAsk, Identified};
+use stead_net::native::{Answer, Ask as NativeAsk, Identified, Primary};
 use stead_net::network::Tcp;
 use stead_net::payload::Payload;
 
@@ -315,7 +316,20 @@ fn blocking_callers_async_ones_and_those_that_give_up_share_a_connection() {
 type Asked = (Identified, Option<LogPoint>);
 
 /// A node at an address: answers the topology of `kv` and openings of sessions, and requests with what is given.
-fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinHandle<Vec<Asked>> {
+fn serve(listener: &TcpListener, answers: VecDeque<Answer>) -> thread::JoinHandle<Vec<Asked>> {
+    let served = serve_and_name(listener, answers, || (Vec::new(), Vec::new()));
+    thread::spawn(|| served.join().unwrap().0)
+}
+
+/// The addresses of nodes, and the primary of each shard.
+type Named = (Vec<SocketAddr>, Vec<Option<Primary>>);
+
+/// The same for a node that names these nodes and primaries. Its connections, which nothing serves after its last answer, are returned.
+fn serve_and_name(
+    listener: &TcpListener,
+    mut answers: VecDeque<Answer>,
+    name: impl Fn() -> Named + Send + 'static,
+) -> thread::JoinHandle<(Vec<Asked>, Endpoint<Tcp>)> {
     let tcp = Tcp::accepting(listener.try_clone().unwrap()).unwrap();
     thread::spawn(move || {
         let local = Local {
@@ -338,7 +352,10 @@ fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinH
             while let Some(happened) = endpoint.next_happened() {
                 let Happened::Event(connection, Event::Request(request, bytes)) = happened else { continue };
                 let answer = match NativeAsk::decode(&bytes).unwrap().1 {
-                    NativeAsk::Topology => Answer::Topology { topology: topology.clone(), nodes: vec![] },
+                    NativeAsk::Topology { .. } => {
+                        let (nodes, primaries) = name();
+                        Answer::Topology { topology: topology.clone(), nodes, primaries }
+                    }
                     NativeAsk::OpenSession { .. } => answered(&[]),
                     NativeAsk::Request { identity, seen, .. } => {
                         asked.push((identity, seen));
@@ -352,8 +369,72 @@ fn serve(listener: &TcpListener, mut answers: VecDeque<Answer>) -> thread::JoinH
             }
             endpoint.network_mut().wait(Some(Duration::from_millis(1))).unwrap();
         }
-        asked
+        (asked, endpoint)
     })
+}
+
+/// A call of the process at key `a` of a node of [`serve`], by its idempotency key.
+fn raw_call() -> RawCall<'static> {
+    RawCall {
+        service: "kv",
+        key: "a",
+        payload: Vec::new(),
+        principal: "someone",
+        idempotency_key: Some(b"key"),
+        seen: None,
+        timeout: PATIENCE,
+    }
+}
+
+fn addresses_of(listeners: [&TcpListener; 2]) -> [SocketAddr; 2] {
+    listeners.map(|listener| listener.local_addr().unwrap())
+}
+
+#[test]
+fn calls_go_to_the_primary_directly_once_the_client_knows_it() {
+    let (one, two) = (listener(), listener());
+    let nodes = addresses_of([&one, &two]);
+    let name = move || (nodes.to_vec(), vec![Some(Primary { node: 1, epoch: Epoch(1) })]);
+    // The first node forwards what comes before the connection to the second one is open.
+    let forwarding = serve_and_name(&one, vec![answered(b"first"); 1000].into(), name);
+    let primary = serve_and_name(&two, [answered(b"second")].into(), name);
+    let client = BlockingClient::connect([nodes[0].to_string()]).unwrap();
+    let mut forwarded = 0;
+    while client.call_raw(raw_call()).unwrap().reply == Ok(b"first".to_vec()) {
+        forwarded += 1;
+        assert!(forwarded < 1000, "no call went to the primary");
+    }
+    assert_eq!(primary.join().unwrap().0.len(), 1);
+    // The primary has gone: the first node forwards again.
+    assert_eq!(client.call_raw(raw_call()).unwrap().reply, Ok(b"first".to_vec()));
+    // It ends with its answers; a call that waits for long takes more than one.
+    while !forwarding.is_finished() {
+        drop(client.call_raw(RawCall { timeout: Duration::from_millis(100), ..raw_call() }));
+    }
+    forwarding.join().unwrap();
+}
+
+#[test]
+fn a_call_that_a_stopped_primary_has_goes_on_to_the_next_one() {
+    let (one, two) = (listener(), listener());
+    let nodes = addresses_of([&one, &two]);
+    let is_moved = Arc::new(AtomicBool::new(false));
+    let moved = Arc::clone(&is_moved);
+    let name = move || {
+        let epoch = 1 + u64::from(moved.load(Ordering::Relaxed));
+        let node = if epoch == 1 { 0 } else { 1 };
+        (nodes.to_vec(), vec![Some(Primary { node, epoch: Epoch(epoch) })])
+    };
+    // It stands still after its answer: its connections stay open.
+    let stopped = serve_and_name(&one, [answered(b"before")].into(), name.clone());
+    let next = serve_and_name(&two, [answered(b"after")].into(), name);
+    let client = BlockingClient::connect(nodes.map(|node| node.to_string())).unwrap();
+    assert_eq!(client.call_raw(raw_call()).unwrap().reply, Ok(b"before".to_vec()));
+    let (asked, connections) = stopped.join().unwrap();
+    is_moved.store(true, Ordering::Relaxed);
+    assert_eq!(client.call_raw(raw_call()).unwrap().reply, Ok(b"after".to_vec()));
+    assert_eq!(next.join().unwrap().0, asked);
+    drop(connections);
 }
 
 /// The answer of a shard.
@@ -392,8 +473,8 @@ fn a_client_brings_along_what_its_answers_included_and_goes_on_after_the_report_
     assert_eq!(delete(), Err(CallError::Raw(RawError::Refused(reported))));
     assert_eq!(delete(), Ok(()));
     let brought: Vec<_> = served.join().unwrap().into_iter().map(|(_, seen)| seen).collect();
-    // The session was opened at the first entry.
-    assert_eq!(brought, [Some(point(1, 1)), Some(seen), Some(seen), Some(now)]);
+    // The first call opened its session, and had no answer before that.
+    assert_eq!(brought, [None, Some(seen), Some(seen), Some(now)]);
 }
 
 #[test]
@@ -405,18 +486,9 @@ fn a_call_whose_primary_is_deposed_goes_on_to_the_next_one_with_its_identity() {
     let no_primary = Answer::NoPrimary { shard: ShardId(0) };
     let first = serve(&one, [deposed, not_here].into());
     let second = serve(&two, [no_primary, answered(b"done")].into());
-    let addresses = [&one, &two].map(|listener| listener.local_addr().unwrap().to_string());
+    let addresses = addresses_of([&one, &two]).map(|address| address.to_string());
     let client = BlockingClient::connect(addresses).unwrap();
-    let call = RawCall {
-        service: "kv",
-        key: "a",
-        payload: Vec::new(),
-        principal: "someone",
-        idempotency_key: Some(b"key"),
-        seen: None,
-        timeout: PATIENCE,
-    };
-    let reply = client.call_raw(call).unwrap();
+    let reply = client.call_raw(raw_call()).unwrap();
     assert_eq!(reply.reply, Ok(b"done".to_vec()));
     let asked = [first.join().unwrap(), second.join().unwrap()].concat();
     let identities: Vec<_> = asked.into_iter().map(|(identity, _)| identity).collect();

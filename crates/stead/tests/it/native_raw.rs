@@ -93,6 +93,7 @@ fn deposit(shard: ShardId) -> Request<'static> {
         principal: "raw",
         identity: Identified::None,
         colour: Colour(0),
+        seen: None,
     }
 }
 
@@ -101,7 +102,9 @@ fn a_node_decides_itself_which_shard_has_a_process() {
     let dir = tempfile::tempdir().unwrap();
     let node = builder(dir.path()).open().unwrap();
     let mut raw = Raw::connect(&node, Role::Client);
-    let Answer::Topology { topology, .. } = raw.ask(&Request::Topology) else { panic!("it has the shards") };
+    let Answer::Topology { topology, .. } = raw.ask(&Request::Topology { without_services: None }) else {
+        panic!("it has the shards")
+    };
     assert_eq!(&topology, node.topology());
     let own = topology.shard_of(topology.service_id("account").unwrap(), "a");
     for shard in topology.shards() {
@@ -156,6 +159,7 @@ fn answers_that_a_client_does_not_read_are_bounded() {
         payload: Blob::from(stead::client::payload(&kv::Query::Get).unwrap()),
         principal: "raw",
         read: None,
+        seen: None,
     };
     for _ in 0..60 {
         raw.send(&with_time(PATIENCE, &query.encode()));

@@ -1,6 +1,5 @@
 //! The load on nodes by the native protocol. It runs in a child process, so that its work is not measured as the nodes'.
 
-use super::callers::runtime;
 use super::figures::quantile;
 use super::http::child;
 use super::{BenchArgs, failed};
@@ -8,11 +7,10 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 use stead::kv::{Kv, Query, Request};
 use stead::{BlockingClient, CallError, Client, ConnectError, Never, RawError, Read, Refusal};
+use tokio::task::LocalSet;
 
 /// Keys that are written and read.
 const KEYS: u32 = 100_000;
@@ -133,55 +131,43 @@ pub(super) fn run_child(args: &BenchArgs) -> Result<(), Failure> {
         addresses.rotate_left(first);
         addresses
     };
-    let start;
+    let connect = |client: u32| BlockingClient::connect(addresses(client)).map_err(connected);
+    let clients = (0..args.connections.min(args.callers)).map(connect).collect::<Result<Vec<_>, _>>()?;
+    let first = clients.first().ok_or_else(|| Failure::new(Exit::Usage, "--connections is 0"))?;
+    let start = Instant::now();
     let mut all = Vec::new();
-    if args.connections < args.callers {
-        let runtime = runtime()?;
-        let clients: Result<Vec<_>, _> = (0..args.connections)
-            .map(|client| runtime.block_on(Client::connect(addresses(client))))
-            .collect();
-        let clients = Arc::new(clients.map_err(connected)?);
-        start = Instant::now();
-        let callers: Vec<_> = (0..args.callers)
-            .map(|caller| {
-                let clients = Arc::clone(&clients);
-                runtime.spawn(async move {
-                    let client = &clients[caller as usize % clients.len()];
-                    let mut calls = Calls::default();
-                    while start.elapsed() < time {
-                        let begun = Instant::now();
-                        let outcome = call(client, operation).await;
-                        calls.note(begun, outcome)?;
-                    }
-                    Ok::<_, CallError<Never>>(calls)
-                })
+    if args.callers == 1 {
+        let mut calls = Calls::default();
+        while start.elapsed() < time {
+            let begun = Instant::now();
+            calls
+                .note(begun, call_blocking(first, operation))
+                .map_err(|error| failed("call a node")(&error))?;
+        }
+        all.push(calls);
+    } else {
+        // One thread has all callers and all connections, as the load generators of other systems do.
+        let callers = LocalSet::new();
+        let callers_of = |caller: u32| {
+            let client = clients[caller as usize % clients.len()].client();
+            callers.spawn_local(async move {
+                let mut calls = Calls::default();
+                while start.elapsed() < time {
+                    let begun = Instant::now();
+                    let outcome = call(&client, operation).await;
+                    calls.note(begun, outcome)?;
+                }
+                Ok::<_, CallError<Never>>(calls)
             })
-            .collect();
-        runtime.block_on(async {
-            for caller in callers {
+        };
+        let handles: Vec<_> = (0..args.callers).map(callers_of).collect();
+        first.run(callers.run_until(async {
+            for caller in handles {
                 let calls = caller.await.map_err(|error| failed("call a node")(&error))?;
                 all.push(calls.map_err(|error| failed("call a node")(&error))?);
             }
             Ok::<(), Failure>(())
-        })?;
-    } else {
-        let clients: Result<Vec<_>, _> =
-            (0..args.callers).map(|client| BlockingClient::connect(addresses(client))).collect();
-        let clients = clients.map_err(connected)?;
-        start = Instant::now();
-        let one = move |client: BlockingClient| {
-            let mut calls = Calls::default();
-            while start.elapsed() < time {
-                let begun = Instant::now();
-                calls.note(begun, call_blocking(&client, operation))?;
-            }
-            Ok::<_, CallError<Never>>(calls)
-        };
-        let threads: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || one(client))).collect();
-        for thread in threads {
-            let calls = thread.join().map_err(|_| failed("call a node")(&"a thread panicked"))?;
-            all.push(calls.map_err(|error| failed("call a node")(&error))?);
-        }
+        }))?;
     }
     let seconds = start.elapsed().as_secs_f64();
     let (mut micros, mut stale, mut refused) = (Vec::new(), Vec::new(), 0);

@@ -1,71 +1,67 @@
-//! The calls of a client over its connection, and their repetition over another one: stepped, and without threads.
+//! The calls of a client over its connections, and their repetition over others: stepped, and without threads.
+//!
+//! One connection takes all calls that have no other way. Once a node has named the primaries, calls for the shards of another node go
+//! to that one directly, over a connection of their own. If that is not there, or no longer the right one, a node forwards them.
 
-use super::{Got, Within};
+use super::call::{Call, Got};
+use super::routes::{Moved, Routes};
 use crate::error::RawError;
-use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 use stead_core::calls::Refusal;
-use stead_core::ids::{Incarnation, Life, Micros, Time};
-use stead_net::connection::{Event, Failure, RequestId, SendError, Settings};
-use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
+use stead_core::ids::{Incarnation, Life, Micros, ShardId, Time};
+use stead_net::connection::{Connection, Event, Failure, RequestId, SendError, Settings};
+use stead_net::endpoint::{Ended, Endpoint};
 use stead_net::frame::Origin;
 use stead_net::handshake::{
     CLOCK_DIFFERENCE_MAX, HandshakeError, Limits, Local, RefusalKind, Role, VERSIONS,
 };
-use stead_net::native::{Answer, Ask, with_time};
-use stead_net::network::{ConnectionId, Network, Tcp, check_loopback};
+use stead_net::native::{Answer, Ask, Primary, with_time};
+use stead_net::network::{AddressError, ConnectionId, Network, check_loopback};
 use stead_node::NoAnswer;
-use tokio::sync::oneshot;
 
 /// Pause after the first round of addresses at which no node answered, or after a connection that gave no answer; it
 /// doubles with each.
 const PAUSE_MIN: Micros = Micros::from_millis(10);
 /// Longest pause.
 const PAUSE_MAX: Micros = Micros::from_millis(500);
-/// Interval at which a node is asked for the addresses of the others.
-const LEARN: Micros = Micros::from_secs(10);
+/// Time for which a node may be silent, and for its hello, if the client knows other ones.
+const SILENCE_MAX: Micros = Micros::from_secs(2);
+const HELLO_MAX: Micros = Micros::from_secs(1);
+/// Time without an answer after which a client asks whether another node leads the shard of a call.
+const STUCK: Micros = Micros::from_millis(200);
+/// Time for which calls do not go to a node directly after its connection has ended.
+const AVOID: Micros = Micros::from_secs(1);
 /// Interval at which calls are searched for those that are overdue, or whose callers have gone.
 const SWEEP: Micros = Micros::from_millis(20);
 
-/// A call of a client.
-pub(super) struct Call {
-    ask: Bytes,
-    /// Whether it may be sent again without having its effect twice.
-    repeats: bool,
-    /// The number of times that it was sent.
-    times: u32,
-    /// Whether a primary was deposed that had it: it waits for the next one.
-    is_deposed: bool,
-    within: Within,
-    reply: oneshot::Sender<Result<Got, RawError>>,
+/// The client whose connections these are, among those of its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LinkId(pub(super) u64);
+
+/// The connections of all clients of a process, and the time, as a client uses them.
+pub(super) struct Net<'a, N: Network> {
+    pub(super) endpoint: &'a mut Endpoint<N>,
+    /// The client of each connection.
+    pub(super) owners: &'a mut BTreeMap<ConnectionId, LinkId>,
+    pub(super) link: LinkId,
+    pub(super) now: Time,
+    pub(super) wall: Time,
 }
 
-impl Call {
-    pub(super) fn new(
-        ask: Bytes,
-        repeats: bool,
-        within: Within,
-        reply: oneshot::Sender<Result<Got, RawError>>,
-    ) -> Self {
-        Self { ask, repeats, times: 0, is_deposed: false, within, reply }
-    }
-
-    fn end(self, result: Result<Got, RawError>) {
-        // The future may have been dropped.
-        let _ = self.reply.send(result);
-    }
-
-    /// Ends it because there is no connection.
-    fn fail(self, reason: &str) {
-        let sent = self.times > 0;
-        self.end(Err(RawError::Network { reason: reason.to_owned(), sent }));
-    }
-
-    fn is_over(&self, now: Time) -> bool {
-        self.within.deadline <= now || self.reply.is_closed()
+impl<N: Network> Net<'_, N> {
+    fn dial(
+        &mut self,
+        local: &Local,
+        address: SocketAddr,
+        settings: Settings,
+    ) -> Result<ConnectionId, AddressError> {
+        self.endpoint.set_local(local.clone());
+        let connection = self.endpoint.dial(address, None, self.now, self.wall)?;
+        self.endpoint.set_settings(connection, settings);
+        self.owners.insert(connection, self.link);
+        Ok(connection)
     }
 }
 
@@ -77,18 +73,34 @@ enum Stage {
     Open(ConnectionId),
 }
 
-/// The connections of a client. One takes calls; others, whose nodes shut down, may still bring answers.
-pub(super) struct Link<N: Network> {
-    endpoint: Endpoint<N>,
+/// Returns the identity of a client that knows no cluster yet.
+pub(super) fn stranger() -> Local {
+    Local {
+        versions: VERSIONS,
+        cluster: None,
+        role: Role::Client,
+        origin: Origin { incarnation: Incarnation(0), life: Life(0) },
+        limits: Limits::default(),
+        client_limits: Limits::of_clients(),
+        clock_difference_max: CLOCK_DIFFERENCE_MAX,
+    }
+}
+
+/// A connection to a node that leads shards.
+struct Direct {
+    connection: ConnectionId,
+    is_open: bool,
+}
+
+/// The connections of a client. One takes all calls, others those for shards of their nodes; some, whose nodes shut down, may still bring
+/// answers.
+pub(super) struct Link {
     local: Local,
     /// The addresses that were given, then those that nodes named.
     addresses: Vec<SocketAddr>,
     /// The number of those that were given.
     given: usize,
-    /// The request for the addresses of the others, while it has no answer.
-    learning: Option<(ConnectionId, RequestId)>,
-    learn_at: Time,
-    /// The position of the next address to dial.
+    /// The position of the address of the connection, or of the next one to dial.
     next: usize,
     /// Addresses that were dialed in vain since the last pause.
     tried: usize,
@@ -101,33 +113,24 @@ pub(super) struct Link<N: Network> {
     has_answered: bool,
     dial_from: Time,
     pause: Micros,
+    routes: Routes,
+    /// The connections to other nodes.
+    direct: BTreeMap<SocketAddr, Direct>,
+    /// The nodes to which calls do not go directly until a time.
+    avoided: BTreeMap<SocketAddr, Time>,
     /// Calls that wait to be sent.
     waiting: VecDeque<Call>,
     /// Calls without an answer.
     sent: BTreeMap<(ConnectionId, RequestId), Call>,
     sweep_at: Time,
-    /// The error of a wait.
-    failed: Option<io::Error>,
 }
 
-impl<N: Network> Link<N> {
-    pub(super) fn new(network: N, addresses: Vec<SocketAddr>, now: Time) -> Self {
-        let local = Local {
-            versions: VERSIONS,
-            cluster: None,
-            role: Role::Client,
-            origin: Origin { incarnation: Incarnation(0), life: Life(0) },
-            limits: Limits::default(),
-            client_limits: Limits::of_clients(),
-            clock_difference_max: CLOCK_DIFFERENCE_MAX,
-        };
+impl Link {
+    pub(super) fn new(addresses: Vec<SocketAddr>, now: Time) -> Self {
         Self {
-            endpoint: Endpoint::new(network, local.clone(), Settings::default(), Bounds::default()),
-            local,
+            local: stranger(),
             given: addresses.len(),
             addresses,
-            learning: None,
-            learn_at: now,
             next: 0,
             tried: 0,
             refused: 0,
@@ -136,10 +139,12 @@ impl<N: Network> Link<N> {
             has_answered: false,
             dial_from: now,
             pause: PAUSE_MIN,
+            routes: Routes::new(now),
+            direct: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
             sweep_at: now,
-            failed: None,
         }
     }
 
@@ -148,77 +153,170 @@ impl<N: Network> Link<N> {
         !self.waiting.is_empty() || !self.sent.is_empty()
     }
 
-    /// Takes new calls, sends what can be sent, and ends the calls that have answers or are overdue. Returns the time of the
-    /// next turn, unless something arrives before.
-    ///
-    /// # Errors
-    /// Those of the system, after which it cannot go on.
-    pub(super) fn turn(&mut self, now: Time, wall: Time, calls: &mut VecDeque<Call>) -> io::Result<Time> {
-        self.failed.take().map_or(Ok(()), Err)?;
-        self.waiting.append(calls);
-        let mut until = self.endpoint.turn(now, wall)?;
-        while let Some(happened) = self.endpoint.next_happened() {
-            match happened {
-                Happened::Event(connection, event) => self.handle(connection, event, now),
-                Happened::Ended { connection, address, ended, .. } => {
-                    self.handle_end(connection, address, &ended, now);
-                }
-                Happened::AcceptFailed(_) => {}
-            }
-        }
-        self.sweep(now);
+    /// Takes a new call.
+    pub(super) fn push(&mut self, call: Call) {
+        self.waiting.push_back(call);
+    }
+
+    /// Sends what can be sent, and ends the calls that are overdue. Returns the time of the next step, unless something happens before.
+    pub(super) fn step<N: Network>(&mut self, net: &mut Net<'_, N>) -> Time {
+        let mut until = Time(u64::MAX);
+        self.sweep(net);
         if self.stage == Stage::Closed && !self.waiting.is_empty() {
-            if now >= self.dial_from {
-                self.dial(now, wall);
+            if net.now >= self.dial_from {
+                self.connect(net);
             }
-            until = until.min(self.dial_from);
+            if self.stage == Stage::Closed {
+                until = until.min(self.dial_from);
+            }
         }
-        self.send(now);
-        until = until.min(self.learn(now));
-        self.endpoint.flush(now);
-        if !self.waiting.is_empty() || !self.sent.is_empty() {
+        self.send(net);
+        until = until.min(self.learn(net));
+        if self.is_busy() {
             until = until.min(self.sweep_at.plus(SWEEP));
         }
-        Ok(until)
+        until
     }
 
-    /// Asks the node for the addresses of the others if it is time; returns the time of the next request.
-    fn learn(&mut self, now: Time) -> Time {
-        let Stage::Open(connection) = self.stage else { return Time(u64::MAX) };
-        if now >= self.learn_at {
-            self.learn_at = now.plus(LEARN);
-            let payload = with_time(Duration::from(LEARN), &Ask::Topology.encode());
-            if let Ok(request) = self.endpoint.send_request(connection, &payload, now) {
-                self.learning = Some((connection, request));
-            }
+    /// Returns the settings of its connections: it gives up a silent node soon if there are others.
+    fn settings(&self) -> Settings {
+        let all = Settings::default();
+        if self.addresses.len() > 1 {
+            Settings { silence_max: SILENCE_MAX, handshake_time_max: HELLO_MAX, ..all }
+        } else {
+            all
         }
-        self.learn_at
     }
 
-    /// Replaces the addresses that nodes have named; those that were given stay first.
-    fn take_addresses(&mut self, nodes: Vec<SocketAddr>) {
+    /// Asks a node for the others and what they lead if it is time; returns the time of the next request.
+    fn learn<N: Network>(&mut self, net: &mut Net<'_, N>) -> Time {
+        let home = self.home().map(|(connection, _)| connection);
+        let direct = self.direct.values().filter(|direct| direct.is_open).map(|direct| direct.connection);
+        let open: Vec<ConnectionId> = home.into_iter().chain(direct).collect();
+        if open.is_empty() {
+            return Time(u64::MAX);
+        }
+        if net.now < self.routes.due() {
+            return self.routes.due();
+        }
+        let mut unanswered = None;
+        if let Some((connection, request)) = self.routes.asked() {
+            if home == Some(connection) {
+                self.doubt_home(net);
+            }
+            if open == [connection] {
+                // The next one is on its way, if there is any.
+                self.routes.ask_at(net.now.plus(STUCK));
+                return self.routes.due();
+            }
+            net.endpoint.forget(connection, request);
+            unanswered = Some(connection);
+        }
+        // The one that is most likely to answer.
+        let heard = |connection: &ConnectionId| {
+            let heard = net.endpoint.connection(*connection).map_or(Time(0), Connection::heard);
+            (Some(*connection) != unanswered, heard)
+        };
+        let connection = open.into_iter().max_by_key(heard).expect("one is open");
+        let ask = Ask::Topology { without_services: Some(true) };
+        let payload = with_time(Duration::from(SILENCE_MAX), &ask.encode());
+        match net.endpoint.send_request(connection, &payload, net.now) {
+            Ok(request) => self.routes.note_asked(connection, request, net.now),
+            Err(_) => self.routes.ask_at(net.now.plus(SWEEP)),
+        }
+        self.routes.due()
+    }
+
+    /// Prefers another node, because the one for all calls has not answered, and may stand still; begins a connection to one if there is
+    /// none.
+    fn doubt_home<N: Network>(&mut self, net: &mut Net<'_, N>) {
+        let Some((connection, address)) = self.home() else { return };
+        self.next = (self.next + 1) % self.addresses.len();
+        if self.promote() {
+            self.direct.insert(address, Direct { connection, is_open: true });
+            return;
+        }
+        let other = self.addresses[self.next];
+        if other != address && !self.direct.contains_key(&other) {
+            self.dial_direct(net, other);
+        }
+        let at = self.addresses.iter().position(|other| *other == address);
+        self.next = at.expect("it is one of the addresses");
+    }
+
+    /// Takes what a node knows of the others. The addresses that were given stay first.
+    fn take_nodes<N: Network>(
+        &mut self,
+        net: &mut Net<'_, N>,
+        nodes: Vec<SocketAddr>,
+        primaries: Vec<Option<Primary>>,
+    ) {
         let current = self.addresses[self.next];
         self.addresses.truncate(self.given);
-        for node in nodes {
-            if check_loopback(node).is_ok() && !self.addresses.contains(&node) {
-                self.addresses.push(node);
+        for node in &nodes {
+            if check_loopback(*node).is_ok() && !self.addresses.contains(node) {
+                self.addresses.push(*node);
             }
+        }
+        if self.stage != Stage::Closed && !self.addresses.contains(&current) {
+            self.addresses.push(current);
         }
         let at = self.addresses.iter().position(|address| *address == current);
         self.next = at.unwrap_or(0);
         (self.tried, self.refused) = (0, 0);
+        if let Stage::Open(connection) = self.stage {
+            net.endpoint.set_settings(connection, self.settings());
+        }
+        let moved = self.routes.take(nodes, primaries);
+        self.take_back(net, &moved);
     }
 
-    fn dial(&mut self, now: Time, wall: Time) {
+    /// Takes back the calls that nodes have for shards that they no longer lead: they may stand still.
+    fn take_back<N: Network>(&mut self, net: &mut Net<'_, N>, moved: &Moved) {
+        let is_moved = |call: &Call| {
+            let from = call.shard.and_then(|shard| moved.get(&shard));
+            call.repeats && from.is_some() && from.copied() == call.sent.map(|(_, to)| to)
+        };
+        let back: Vec<_> = self.sent.iter().filter(|(_, call)| is_moved(call)).map(|(at, _)| *at).collect();
+        for at in back.into_iter().rev() {
+            net.endpoint.forget(at.0, at.1);
+            if let Some(call) = self.sent.remove(&at) {
+                self.waiting.push_front(call);
+            }
+        }
+    }
+
+    /// Begins the connection for all calls, to the next address: it may be there already.
+    fn connect<N: Network>(&mut self, net: &mut Net<'_, N>) {
         let address = self.addresses[self.next];
-        match self.endpoint.dial(address, None, now, wall) {
+        if let Some(Direct { connection, is_open }) = self.direct.remove(&address) {
+            self.stage = if is_open { Stage::Open(connection) } else { Stage::Dialing(connection) };
+            return;
+        }
+        match net.dial(&self.local, address, self.settings()) {
             Ok(connection) => {
                 self.stage = Stage::Dialing(connection);
                 // Its hello leaves at once.
-                self.dial_from = now;
+                self.dial_from = net.now;
             }
-            Err(error) => self.not_connected(error.to_string(), false, now),
+            Err(error) => self.not_connected(error.to_string(), false, net.now),
         }
+    }
+
+    /// Makes an open connection to another node the one for all calls, if there is one.
+    fn promote(&mut self) -> bool {
+        for step in 0..self.addresses.len() {
+            let at = (self.next + step) % self.addresses.len();
+            let address = self.addresses[at];
+            if self.direct.get(&address).is_some_and(|direct| direct.is_open) {
+                let direct = self.direct.remove(&address).expect("it is there");
+                self.stage = Stage::Open(direct.connection);
+                (self.next, self.has_answered) = (at, true);
+                (self.tried, self.refused) = (0, 0);
+                return true;
+            }
+        }
+        false
     }
 
     /// Notes that no node answers at the address that was dialed, or that the one there refuses this client for good.
@@ -246,28 +344,42 @@ impl<N: Network> Link<N> {
         self.pause = Micros(self.pause.0 * 2).min(PAUSE_MAX);
     }
 
-    fn handle(&mut self, connection: ConnectionId, event: Event, now: Time) {
+    pub(super) fn handle<N: Network>(
+        &mut self,
+        net: &mut Net<'_, N>,
+        connection: ConnectionId,
+        event: Event,
+    ) {
         match event {
             Event::Opened(agreed) => {
-                self.stage = Stage::Open(connection);
-                self.has_answered = false;
-                self.learn_at = now;
-                (self.tried, self.refused) = (0, 0);
+                if let Some(direct) = self.direct.values_mut().find(|direct| direct.connection == connection)
+                {
+                    direct.is_open = true;
+                    if self.routes.is_unanswered(STUCK, net.now) {
+                        self.routes.ask_at(net.now);
+                    }
+                } else if self.stage == Stage::Dialing(connection) {
+                    self.stage = Stage::Open(connection);
+                    self.has_answered = false;
+                    (self.tried, self.refused) = (0, 0);
+                    if !self.waiting.iter().any(|call| call.learns) {
+                        self.routes.ask_at(net.now);
+                    }
+                }
                 // From now on it calls no other cluster, and no other incarnation of it.
                 let incarnation = agreed.origin.incarnation;
                 self.local.cluster = agreed.cluster;
                 self.local.origin = Origin { incarnation, life: Life(0) };
-                self.endpoint.set_local(self.local.clone());
             }
-            Event::Answer(request, bytes) if self.learning == Some((connection, request)) => {
-                self.learning = None;
-                if let Ok(Answer::Topology { nodes, .. }) = Answer::decode(&bytes) {
-                    self.take_addresses(nodes);
+            Event::Answer(request, bytes) if self.routes.asked() == Some((connection, request)) => {
+                self.routes.forget_asked();
+                if let Ok(Answer::Topology { nodes, primaries, .. }) = Answer::decode(&bytes) {
+                    self.take_nodes(net, nodes, primaries);
                 }
             }
             Event::Answer(request, bytes) => {
                 if let Some(call) = self.sent.remove(&(connection, request)) {
-                    self.handle_answer(connection, call, &bytes, now);
+                    self.handle_answer(net, connection, call, &bytes);
                 }
             }
             // A node sends none to a client.
@@ -275,7 +387,13 @@ impl<N: Network> Link<N> {
         }
     }
 
-    fn handle_answer(&mut self, connection: ConnectionId, mut call: Call, bytes: &[u8], now: Time) {
+    fn handle_answer<N: Network>(
+        &mut self,
+        net: &mut Net<'_, N>,
+        connection: ConnectionId,
+        mut call: Call,
+        bytes: &[u8],
+    ) {
         let answer = match Answer::decode(bytes) {
             Ok(answer) => answer,
             Err(error) => return call.fail(&error.to_string()),
@@ -298,19 +416,29 @@ impl<N: Network> Link<N> {
                 RawError::from(NoAnswer::Deposed { shard })
             }
             answer => {
-                self.has_answered = true;
-                self.pause = PAUSE_MIN;
+                if self.stage == Stage::Open(connection) {
+                    self.has_answered = true;
+                    self.pause = PAUSE_MIN;
+                }
+                match &answer {
+                    Answer::Of(answer) => {
+                        if let Some(shard) = call.shard {
+                            self.routes.saw(shard, answer.epoch, net.now);
+                        }
+                    }
+                    Answer::Topology { nodes, primaries, .. } => {
+                        self.routes.note_learned(net.now);
+                        self.take_nodes(net, nodes.clone(), primaries.clone());
+                    }
+                    _ => {}
+                }
                 let is_repeated = call.times > 1;
                 return call.end(Ok(Got { answer, is_repeated }));
             }
         };
-        let is_elsewhere = call.is_deposed || !matches!(error, RawError::Network { .. });
-        if is_elsewhere && self.stage == Stage::Open(connection) {
-            // Answers that are under way still arrive.
-            self.stage = Stage::Closed;
-            self.reason = error.to_string();
-            self.next = (self.next + 1) % self.addresses.len();
-            self.pause(now);
+        let is_network = matches!(error, RawError::Network { .. });
+        if call.is_deposed || !is_network {
+            self.leave(net, connection, &call, &error);
         }
         if call.repeats {
             self.waiting.push_back(call);
@@ -319,20 +447,76 @@ impl<N: Network> Link<N> {
         }
     }
 
-    fn handle_end(&mut self, connection: ConnectionId, address: SocketAddr, ended: &Ended, now: Time) {
+    /// Sends no more calls over a connection whose node stops or has failed, or no more calls of a shard that it no longer leads. Answers
+    /// that are under way still arrive.
+    fn leave<N: Network>(
+        &mut self,
+        net: &Net<'_, N>,
+        connection: ConnectionId,
+        call: &Call,
+        error: &RawError,
+    ) {
+        if let Some(shard) = call.shard.filter(|_| call.is_deposed) {
+            self.routes.forget(shard, net.now);
+        }
+        if self.stage == Stage::Open(connection) {
+            let address = self.addresses[self.next];
+            self.stage = Stage::Closed;
+            self.reason = error.to_string();
+            self.next = (self.next + 1) % self.addresses.len();
+            if call.is_deposed {
+                // Its node serves other shards; the next primary of this one may not lead yet.
+                self.direct.insert(address, Direct { connection, is_open: true });
+                self.pause(net.now);
+            } else {
+                self.avoided.insert(address, net.now.plus(AVOID));
+                if !self.promote() {
+                    self.pause(net.now);
+                }
+            }
+        } else if !call.is_deposed {
+            self.drop_direct(connection, net.now);
+        }
+    }
+
+    /// Makes no direct calls over a connection, nor to its node for a while.
+    fn drop_direct(&mut self, connection: ConnectionId, now: Time) {
+        let avoided = &mut self.avoided;
+        self.direct.retain(|address, direct| {
+            let stays = direct.connection != connection;
+            if !stays {
+                avoided.insert(*address, now.plus(AVOID));
+            }
+            stays
+        });
+    }
+
+    pub(super) fn handle_end<N: Network>(
+        &mut self,
+        net: &Net<'_, N>,
+        connection: ConnectionId,
+        address: SocketAddr,
+        ended: &Ended,
+    ) {
         let reason = format!("no connection to the node at {address}: {ended}");
         if self.stage == Stage::Dialing(connection) {
-            self.not_connected(reason.clone(), is_final(ended), now);
+            self.not_connected(reason.clone(), is_final(ended), net.now);
         } else if self.stage == Stage::Open(connection) {
             self.stage = Stage::Closed;
             self.reason.clone_from(&reason);
             self.next = (self.next + 1) % self.addresses.len();
-            self.dial_from = now;
+            self.dial_from = net.now;
             // A node that has no room for this client has none at once either.
             let is_full = refusal(ended) == Some(RefusalKind::Full);
-            if !self.has_answered || is_full {
-                self.pause(now);
+            if !self.promote() && (!self.has_answered || is_full) {
+                self.pause(net.now);
             }
+            self.avoided.insert(address, net.now.plus(AVOID));
+        } else {
+            self.drop_direct(connection, net.now);
+        }
+        if self.routes.asked().is_some_and(|(asked, _)| asked == connection) {
+            self.routes.forget_asked();
         }
         let first = (connection, RequestId(0));
         let after = (ConnectionId(connection.0 + 1), RequestId(0));
@@ -348,37 +532,99 @@ impl<N: Network> Link<N> {
         }
     }
 
-    fn send(&mut self, now: Time) {
-        let Stage::Open(connection) = self.stage else { return };
+    fn send<N: Network>(&mut self, net: &mut Net<'_, N>) {
+        let mut kept = VecDeque::new();
         while let Some(mut call) = self.waiting.pop_front() {
-            if call.is_over(now) {
+            if call.is_over(net.now) {
                 self.end_overdue(call);
                 continue;
             }
-            let payload = with_time(call.within.deadline.since(now).into(), &call.ask);
-            match self.endpoint.send_request(connection, &payload, now) {
-                Ok(request) => {
+            let home = self.home();
+            let direct = call.shard.and_then(|shard| self.direct_to(net, shard));
+            let payload = with_time(call.within.deadline.since(net.now).into(), &call.ask);
+            let mut outcome = None;
+            // Over the second one if the first one takes no more.
+            for (connection, address) in direct.into_iter().chain(home) {
+                let sent = net.endpoint.send_request(connection, &payload, net.now);
+                let is_sent = sent.is_ok() || matches!(sent, Err(SendError::TooLong { .. }));
+                outcome = Some((connection, address, sent));
+                if is_sent {
+                    break;
+                }
+            }
+            match outcome {
+                Some((connection, address, Ok(request))) => {
                     call.times += 1;
+                    call.sent = Some((net.now, address));
                     self.sent.insert((connection, request), call);
                 }
-                Err(SendError::TooLong { bytes, max }) => {
+                Some((.., Err(SendError::TooLong { bytes, max }))) => {
                     let what = "a request over the network";
                     let refusal = Refusal::TooLong { what, len: bytes, max: max as usize };
                     call.end(Err(RawError::Refused(refusal)));
                 }
                 // After an answer, after bytes were read, or over the next connection.
-                Err(
-                    SendError::TooManyRequests { .. }
-                    | SendError::WouldBlock { .. }
-                    | SendError::NotOpen
-                    | SendError::NoRequest(_),
-                ) => return self.waiting.push_front(call),
+                Some((.., Err(_))) => {
+                    self.waiting.push_front(call);
+                    break;
+                }
+                None => {
+                    kept.push_back(call);
+                    if self.direct.is_empty() {
+                        break;
+                    }
+                }
+            }
+        }
+        kept.append(&mut self.waiting);
+        self.waiting = kept;
+    }
+
+    /// Returns the connection for all calls, with its node.
+    fn home(&self) -> Option<(ConnectionId, SocketAddr)> {
+        match self.stage {
+            Stage::Open(connection) => Some((connection, self.addresses[self.next])),
+            Stage::Closed | Stage::Dialing(_) => None,
+        }
+    }
+
+    /// Returns the connection to the primary of a shard if that is another one, and dials it if it is not there.
+    fn direct_to<N: Network>(
+        &mut self,
+        net: &mut Net<'_, N>,
+        shard: ShardId,
+    ) -> Option<(ConnectionId, SocketAddr)> {
+        let address = self.routes.primary_of(shard)?;
+        if self.home().is_some_and(|(_, home)| home == address) {
+            return None;
+        }
+        if let Some(direct) = self.direct.get(&address) {
+            return direct.is_open.then_some((direct.connection, address));
+        }
+        // While there is no connection for all calls, that comes first.
+        if self.home().is_none() || self.avoided.get(&address).is_some_and(|until| *until > net.now) {
+            return None;
+        }
+        self.dial_direct(net, address);
+        None
+    }
+
+    /// Begins a connection to a node for the calls of its shards.
+    fn dial_direct<N: Network>(&mut self, net: &mut Net<'_, N>, address: SocketAddr) {
+        self.avoided.remove(&address);
+        match net.dial(&self.local, address, self.settings()) {
+            Ok(connection) => {
+                self.direct.insert(address, Direct { connection, is_open: false });
+            }
+            Err(_) => {
+                self.avoided.insert(address, net.now.plus(AVOID));
             }
         }
     }
 
     /// Ends calls that are overdue, and forgets those whose callers have gone.
-    fn sweep(&mut self, now: Time) {
+    fn sweep<N: Network>(&mut self, net: &mut Net<'_, N>) {
+        let now = net.now;
         if now < self.sweep_at.plus(SWEEP) {
             return;
         }
@@ -386,11 +632,15 @@ impl<N: Network> Link<N> {
         let over: Vec<_> =
             self.sent.iter().filter(|(_, call)| call.is_over(now)).map(|(at, _)| *at).collect();
         for at in over {
-            self.endpoint.forget(at.0, at.1);
+            net.endpoint.forget(at.0, at.1);
             if let Some(call) = self.sent.remove(&at) {
-                let after = call.within.timeout;
-                call.end(Err(RawError::TimedOut { after }));
+                call.time_out();
             }
+        }
+        let is_stuck =
+            |call: &Call| call.shard.is_some() && call.sent.is_some_and(|(at, _)| at.plus(STUCK) <= now);
+        if self.sent.values().any(is_stuck) {
+            self.routes.hurry(now);
         }
         if self.waiting.iter().any(|call| call.is_over(now)) {
             for call in std::mem::take(&mut self.waiting) {
@@ -406,10 +656,7 @@ impl<N: Network> Link<N> {
     /// Ends a call that waited to be sent.
     fn end_overdue(&self, call: Call) {
         match self.stage {
-            Stage::Open(_) => {
-                let after = call.within.timeout;
-                call.end(Err(RawError::TimedOut { after }));
-            }
+            Stage::Open(_) => call.time_out(),
             Stage::Closed | Stage::Dialing(_) => {
                 let (tried, time) = (self.addresses.len(), call.within.timeout.as_millis());
                 let reason = if self.reason.is_empty() { "no node has answered yet" } else { &self.reason };
@@ -418,19 +665,12 @@ impl<N: Network> Link<N> {
         }
     }
 
-    /// Ends all calls, and these.
-    pub(super) fn fail_all(&mut self, others: VecDeque<Call>, reason: &str) {
+    /// Ends all calls.
+    pub(super) fn fail_all(&mut self, reason: &str) {
         let sent = std::mem::take(&mut self.sent).into_values();
-        for call in sent.chain(self.waiting.drain(..)).chain(others) {
+        for call in sent.chain(self.waiting.drain(..)) {
             call.fail(reason);
         }
-    }
-}
-
-impl Link<Tcp> {
-    /// Waits until something arrives, it is woken, or the time is over.
-    pub(super) fn wait(&mut self, time: Option<Duration>) {
-        self.failed = self.endpoint.network_mut().wait(time).err();
     }
 }
 

@@ -1,0 +1,278 @@
+//! The connections of all clients of a process over one network: stepped, and without threads.
+
+use super::call::Call;
+use super::link::{Link, LinkId, Net, stranger};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+use stead_core::ids::Time;
+use stead_net::connection::Settings;
+use stead_net::endpoint::{Bounds, Endpoint, Happened};
+use stead_net::network::{ConnectionId, Network, Tcp};
+
+/// News of a client.
+pub(super) enum News {
+    /// It is there, with the addresses of its nodes.
+    Opened(LinkId, Vec<SocketAddr>),
+    /// It calls.
+    Call(LinkId, Call),
+    /// It has gone.
+    Closed(LinkId),
+}
+
+/// The connections of all clients.
+pub(super) struct Links<N: Network> {
+    endpoint: Endpoint<N>,
+    links: BTreeMap<LinkId, Link>,
+    /// The client of each connection.
+    owners: BTreeMap<ConnectionId, LinkId>,
+    /// The time of each client's next step.
+    due: BTreeSet<(Time, LinkId)>,
+    due_of: BTreeMap<LinkId, Time>,
+    /// The clients with calls under way.
+    busy: BTreeSet<LinkId>,
+    /// The error of a wait.
+    failed: Option<io::Error>,
+}
+
+impl<N: Network> Links<N> {
+    pub(super) fn new(network: N) -> Self {
+        Self {
+            endpoint: Endpoint::new(network, stranger(), Settings::default(), Bounds::default()),
+            links: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            due: BTreeSet::new(),
+            due_of: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            failed: None,
+        }
+    }
+
+    /// Whether calls are under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.busy.is_empty()
+    }
+
+    /// Takes news of clients, sends what can be sent, and ends the calls that have answers or are overdue. Returns the time of the next
+    /// turn, unless something arrives before.
+    ///
+    /// # Errors
+    /// Those of the system, after which it cannot go on.
+    pub(super) fn turn(&mut self, now: Time, wall: Time, news: &mut VecDeque<News>) -> io::Result<Time> {
+        self.failed.take().map_or(Ok(()), Err)?;
+        let mut touched = BTreeSet::new();
+        for news in news.drain(..) {
+            self.take(news, now, &mut touched);
+        }
+        let until = self.endpoint.turn(now, wall)?;
+        while let Some(happened) = self.endpoint.next_happened() {
+            self.handle(happened, now, wall, &mut touched);
+        }
+        while let Some((_, link)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
+            self.due.pop_first();
+            self.due_of.remove(&link);
+            touched.insert(link);
+        }
+        for id in touched {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            let (endpoint, owners) = (&mut self.endpoint, &mut self.owners);
+            let due = link.step(&mut Net { endpoint, owners, link: id, now, wall });
+            let is_busy = link.is_busy();
+            if is_busy {
+                self.busy.insert(id);
+            } else {
+                self.busy.remove(&id);
+            }
+            self.note_due(id, due);
+        }
+        self.endpoint.flush(now);
+        let next = self.due.first().map_or(Time(u64::MAX), |(due, _)| *due);
+        Ok(until.min(next))
+    }
+
+    fn take(&mut self, news: News, now: Time, touched: &mut BTreeSet<LinkId>) {
+        match news {
+            News::Opened(id, addresses) => {
+                self.links.insert(id, Link::new(addresses, now));
+            }
+            News::Call(id, call) => match self.links.get_mut(&id) {
+                Some(link) => {
+                    link.push(call);
+                    touched.insert(id);
+                }
+                None => call.fail("its client has gone; connect again"),
+            },
+            News::Closed(id) => {
+                if let Some(mut link) = self.links.remove(&id) {
+                    link.fail_all("its client has gone; connect again");
+                }
+                self.busy.remove(&id);
+                self.forget_due(id);
+                for (connection, _) in self.owners.extract_if(.., |_, owner| *owner == id) {
+                    self.endpoint.close(connection);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, happened: Happened, now: Time, wall: Time, touched: &mut BTreeSet<LinkId>) {
+        let connection = match &happened {
+            Happened::Event(connection, _) | Happened::Ended { connection, .. } => *connection,
+            Happened::AcceptFailed(_) => return,
+        };
+        let Some(id) = self.owners.get(&connection).copied() else { return };
+        let Some(link) = self.links.get_mut(&id) else { return };
+        touched.insert(id);
+        let (endpoint, owners) = (&mut self.endpoint, &mut self.owners);
+        let mut net = Net { endpoint, owners, link: id, now, wall };
+        match happened {
+            Happened::Event(_, event) => link.handle(&mut net, connection, event),
+            Happened::Ended { address, ended, .. } => {
+                net.owners.remove(&connection);
+                link.handle_end(&net, connection, address, &ended);
+            }
+            Happened::AcceptFailed(_) => {}
+        }
+    }
+
+    fn note_due(&mut self, id: LinkId, due: Time) {
+        if self.due_of.get(&id) == Some(&due) {
+            return;
+        }
+        self.forget_due(id);
+        if due < Time(u64::MAX) {
+            self.due.insert((due, id));
+            self.due_of.insert(id, due);
+        }
+    }
+
+    fn forget_due(&mut self, id: LinkId) {
+        if let Some(due) = self.due_of.remove(&id) {
+            self.due.remove(&(due, id));
+        }
+    }
+
+    /// Ends all calls, also those in these news.
+    pub(super) fn fail_all(&mut self, news: VecDeque<News>, reason: &str) {
+        for link in self.links.values_mut() {
+            link.fail_all(reason);
+        }
+        for news in news {
+            if let News::Call(_, call) = news {
+                call.fail(reason);
+            }
+        }
+    }
+}
+
+impl Links<Tcp> {
+    /// Waits until something arrives, it is woken, or the time is over.
+    pub(super) fn wait(&mut self, time: Option<Duration>) {
+        self.failed = self.endpoint.network_mut().wait(time).err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::remote::call::{Got, Within};
+    use crate::client::remote::link::stranger;
+    use crate::error::RawError;
+    use std::net::TcpListener;
+    use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId};
+    use stead_net::frame::Origin;
+    use stead_net::handshake::{Local, Role};
+    use stead_net::native::Ask;
+    use tokio::sync::oneshot;
+
+    const CLIENT: LinkId = LinkId(1);
+
+    /// Two sockets that listen, and of which none is accepted but by [`node`].
+    fn listeners() -> [TcpListener; 2] {
+        [(); 2].map(|()| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            listener
+        })
+    }
+
+    fn node(listener: &TcpListener) -> Endpoint<Tcp> {
+        let local = Local {
+            cluster: Some(ClusterId(7)),
+            role: Role::Peer { node: NodeId(1), directory: 1, process: 1 },
+            origin: Origin { incarnation: Incarnation(1), life: Life(1) },
+            ..stranger()
+        };
+        let tcp = Tcp::accepting(listener.try_clone().unwrap()).unwrap();
+        Endpoint::new(tcp, local, Settings::default(), Bounds::default())
+    }
+
+    /// The caller, which waits for its answer as long as this is there.
+    type Answered = oneshot::Receiver<Result<Got, RawError>>;
+
+    /// A client of these addresses that calls, with the first turn at 0.
+    fn client(addresses: Vec<SocketAddr>) -> (Links<Tcp>, Answered) {
+        let mut links = Links::new(Tcp::dialing().unwrap());
+        let (reply, answered) = oneshot::channel();
+        let within = Within { deadline: Time(u64::MAX), timeout: Duration::MAX };
+        let call = Call::new(&Ask::Topology { without_services: None }, within, reply);
+        let news = [News::Opened(CLIENT, addresses), News::Call(CLIENT, call)];
+        links.turn(Time(0), Time(0), &mut news.into()).unwrap();
+        (links, answered)
+    }
+
+    fn turn(links: &mut Links<Tcp>, now: Micros) {
+        links.turn(Time(0).plus(now), Time(0), &mut VecDeque::new()).unwrap();
+    }
+
+    #[test]
+    fn a_node_that_says_no_hello_is_given_up_sooner_by_a_client_that_knows_another() {
+        let [one, two] = listeners();
+        let addresses = [&one, &two].map(|listener| listener.local_addr().unwrap());
+        let (mut links, _caller) = client(addresses.to_vec());
+        turn(&mut links, Micros::from_millis(999));
+        assert!(two.accept().is_err());
+        turn(&mut links, Micros::from_millis(1_001));
+        two.accept().expect("the client has dialed it");
+
+        one.accept().expect("the client had dialed it");
+        let (mut alone, _caller) = client(vec![addresses[0]]);
+        one.accept().expect("the client has dialed it");
+        turn(&mut alone, Micros::from_millis(4_999));
+        assert!(one.accept().is_err());
+        turn(&mut alone, Micros::from_millis(5_001));
+        turn(&mut alone, Micros::from_millis(5_001).plus(PAUSE));
+        one.accept().expect("the client has dialed it again");
+    }
+
+    /// Longer than the pause before an address is dialed after a connection that gave no answer.
+    const PAUSE: Micros = Micros::from_millis(20);
+
+    #[test]
+    fn a_node_that_falls_silent_is_given_up_sooner_by_a_client_that_knows_another() {
+        for knows_another in [true, false] {
+            let [one, two] = listeners();
+            let mut addresses = [&one, &two].map(|listener| listener.local_addr().unwrap()).to_vec();
+            addresses.truncate(if knows_another { 2 } else { 1 });
+            let (mut node, (mut links, _caller)) = (node(&one), client(addresses));
+            loop {
+                node.turn(Time(0), Time(0)).unwrap();
+                turn(&mut links, Micros(0));
+                let mut happened = std::iter::from_fn(|| node.next_happened());
+                let is_request = |happened| {
+                    matches!(happened, Happened::Event(_, stead_net::connection::Event::Request(..)))
+                };
+                if happened.any(is_request) {
+                    break;
+                }
+                links.wait(Some(Duration::from_millis(1)));
+            }
+            turn(&mut links, Micros::from_millis(1_999));
+            assert!(two.accept().is_err());
+            turn(&mut links, Micros::from_millis(2_001));
+            turn(&mut links, Micros::from_millis(2_001).plus(PAUSE));
+            assert_eq!(two.accept().is_ok(), knows_another);
+        }
+    }
+}

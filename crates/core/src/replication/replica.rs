@@ -532,8 +532,7 @@ impl Replica {
     pub fn handle_own(&mut self, upto: Index) {
         let epoch = self.leads.expect("only a primary appends");
         let before = self.table.last().index;
-        assert!(upto > before, "entries follow each other without a gap [2]");
-        (before.0 + 1..=upto.0).for_each(|index| self.table.push(LogPoint { epoch, index: Index(index) }));
+        self.table.extend(LogPoint { epoch, index: upto });
         self.verified = Some(upto);
         let entries = (upto.0 - before.0) as usize;
         match self.queue.back_mut() {
@@ -558,6 +557,23 @@ impl Replica {
         self.take_durable(records, out);
         self.let_go(out);
         self.handle_tick(now, out);
+    }
+
+    /// Handles what [`Self::handle_durable`] does, if these are entries of the epoch that it leads and nothing else waits. Returns the
+    /// last of them, which it acknowledges; `None` if the call is not of that kind, and has changed nothing.
+    pub fn take_own_durable(&mut self, records: usize) -> Option<Index> {
+        if records == 0 || self.queue.len() != 1 || self.seal.is_some() || self.leads != Some(self.promised) {
+            return None;
+        }
+        let Some(Queued::Own(waiting, last)) = self.queue.front_mut() else { return None };
+        let left = waiting.checked_sub(records)?;
+        let upto = Index(last.0 - left as u64);
+        if left == 0 {
+            self.queue.clear();
+        } else {
+            *waiting = left;
+        }
+        Some(upto)
     }
 
     fn take_durable(&mut self, mut records: usize, out: &mut Vec<Action>) {
@@ -674,7 +690,10 @@ fn check_append(head: AppendHead, entries: &[LogPoint]) -> Result<(), InvalidApp
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::Losses;
     use super::*;
+    use crate::commit_tracker::EpochConfig;
+    use crate::ids::Generation;
 
     fn at(epoch: u64, index: u64) -> LogPoint {
         LogPoint { epoch: Epoch(epoch), index: Index(index) }
@@ -715,6 +734,45 @@ mod tests {
         assert_eq!(replica, before, "nothing was taken");
         append(&mut replica, 4, at(0, 0), 0, &[1, 4]).expect("the primary of a higher epoch may cut");
         assert_eq!(replica.table().last(), at(4, 2));
+    }
+
+    #[test]
+    fn own_entries_become_durable_by_either_way_alike() {
+        let mut rng = fastrand::Rng::with_seed(11);
+        let config = EpochConfig::single(Epoch(2), ReplicaId(4));
+        let (lease, generation, losses) = (Micros(0), Generation(0), Losses::default());
+        let record = EpochRecord { config, life: Life(1), lease, generation, base: at(1, 1), losses };
+        let (mut taken, mut left) = (0, 0);
+        for _ in 0..300 {
+            let mut replica = replica(at(0, 0), &[1]);
+            replica.lead(&record, &mut Vec::new()).unwrap();
+            let mut records = 1;
+            for index in 2..2 + rng.u64(1..5) {
+                replica.handle_own(Index(index));
+                records += 1;
+            }
+            while records > 0 {
+                let durable = rng.usize(..=records);
+                records -= durable;
+                let (mut other, mut actions) = (replica.clone(), Vec::new());
+                other.handle_durable(Time(1), durable, &mut actions);
+                match replica.take_own_durable(durable) {
+                    Some(upto) => {
+                        taken += 1;
+                        assert_eq!(actions, [Action::Ack { epoch: Epoch(2), upto }]);
+                    }
+                    None => {
+                        left += 1;
+                        replica.handle_durable(Time(1), durable, &mut Vec::new());
+                    }
+                }
+                assert_eq!(replica, other);
+                if durable == 0 && rng.bool() {
+                    break;
+                }
+            }
+        }
+        assert!(taken > 100 && left > 100, "{taken} and {left} of both kinds");
     }
 
     #[test]

@@ -121,12 +121,22 @@ impl EpochTable {
     /// # Panics
     /// If its index is not the next one, or its epoch is lower than that of the last entry.
     pub fn push(&mut self, point: LogPoint) {
+        assert_eq!(point.index, self.last().index.next(), "entries follow each other without a gap [2]");
+        self.extend(point);
+    }
+
+    /// Adds entries of one epoch, which follow the last one; `upto` is the last of them.
+    ///
+    /// # Panics
+    /// If its index is not behind the last one, or its epoch is lower than that of the last entry.
+    #[inline]
+    pub fn extend(&mut self, upto: LogPoint) {
         let last = self.last();
-        assert_eq!(point.index, last.index.next(), "entries follow each other without a gap [2]");
-        assert!(point.epoch >= last.epoch, "epochs of entries never fall [1]");
+        assert!(upto.index > last.index, "entries follow each other without a gap [2]");
+        assert!(upto.epoch >= last.epoch, "epochs of entries never fall [1]");
         match self.lasts.last_mut() {
-            Some(last) if last.epoch == point.epoch => *last = point,
-            _ => self.lasts.push(point),
+            Some(last) if last.epoch == upto.epoch => *last = upto,
+            _ => self.lasts.push(upto),
         }
     }
 

@@ -210,6 +210,8 @@ impl Shard {
         }
     }
 
+    // Otherwise the input, which is large, is copied once more.
+    #[inline(always)]
     fn handle_input(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         if self.replica.is_some() {
             self.clock.advance(now, self.is_active());

@@ -315,6 +315,16 @@ impl ShardReplica {
             }
             return;
         }
+        // In most turns of a node without peers: nothing but its shard has something to do.
+        if let Input::Durable(records) = input
+            && let Role::Leads(leading) = &mut self.role
+            && leading.is_alone()
+            && let Some(upto) = self.replica.take_own_durable(records)
+        {
+            let stored = shard::Input::Stored { member: self.replica.id(), epoch: leading.epoch(), upto };
+            let (last, commit) = leading.run_alone(now, stored, handler, &mut out.shard);
+            return self.note_own(last, commit);
+        }
         self.handle_input(now, input, handler, out);
         self.apply_committed(&mut out.replica);
     }

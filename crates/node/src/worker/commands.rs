@@ -41,7 +41,10 @@ impl<E: Env> Worker<E> {
                 break;
             }
         }
-        shrink::release_spare(&mut self.commands);
+        // The capacity of an empty queue is exchanged for the next commands.
+        if !self.commands.is_empty() {
+            shrink::release_spare(&mut self.commands);
+        }
         true
     }
 

@@ -1,13 +1,14 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
-//! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
-//! `replicas.rs` performs the effects of replicas of shards, `placing.rs` lets them come and go, and `rebuilding.rs` reads
-//! their logs; `snapshots.rs` hands over their snapshots in slices, and `taking.rs` those behind which the log of a node
-//! with replicas of several is trimmed.
+//! commands of clients, `effects.rs` the effects of shards; `deadlines.rs` has the times at which shards want a tick;
+//! `native.rs` takes calls from the network and answers them; `replicas.rs` performs the effects of replicas of shards,
+//! `placing.rs` lets them come and go, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in
+//! slices, and `taking.rs` those behind which the log of a node with replicas of several is trimmed.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
 //! a submission to the log, and a batch of messages to each other worker; much work is passed on earlier.
 
 mod commands;
+mod deadlines;
 mod effects;
 mod forwarding;
 mod native;
@@ -34,6 +35,7 @@ use crate::peers::{Borrowed, PeerMessage};
 use crate::queries::Job;
 use crate::routes::Routes;
 use crate::shared::Shared;
+use deadlines::Deadlines;
 pub(crate) use rebuilding::Stored;
 use rebuilding::Unread;
 use std::collections::{BTreeMap, VecDeque};
@@ -78,8 +80,12 @@ pub struct Worker<E: Env> {
     /// The connections to other nodes, if it gives them their turns.
     borrowed: Option<Borrowed>,
     shards: Vec<Slot>,
-    /// The slots whose deadline may have changed.
+    /// As the slots had them at the last [`Worker::renew_deadlines`].
+    deadlines: Deadlines,
+    /// The slots whose deadline may have changed since then.
     moved: Vec<u32>,
+    /// Whether a slot may have to look at the wall clock.
+    looks_at_clock: bool,
     code: Guarded<E>,
     /// By shard number, the position in `shards` if the shard is here.
     slots: Vec<Option<u32>>,
@@ -184,9 +190,7 @@ struct Slot {
     durable: usize,
     /// Whether it is in [`Worker::stored`].
     is_stored: bool,
-    /// The deadline at the last [`Worker::renew_deadlines`].
-    deadline: Option<Time>,
-    /// Whether the shard has handled an input since then.
+    /// Whether it is in [`Worker::moved`].
     is_moved: bool,
     /// Whether its shard serves: its epoch is active.
     serves: bool,
@@ -248,7 +252,6 @@ impl<E: Env> Worker<E> {
                     snapshotted: Snapshotted::default(),
                     durable: 0,
                     is_stored: false,
-                    deadline: None,
                     is_moved: false,
                     serves: false,
                     looks_at_clock: false,
@@ -264,6 +267,8 @@ impl<E: Env> Worker<E> {
             wall,
             wall_ahead: ahead(wall, shared.clock.steady()),
             appended: vec![0; shards.len()],
+            deadlines: Deadlines::new(shards.len()),
+            looks_at_clock: false,
             stored: VecDeque::new(),
             tick_from: 0,
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
@@ -343,8 +348,8 @@ impl<E: Env> Worker<E> {
         inbox.take(&mut intake.commands, &mut intake.inputs);
         intake.durable = inbox.durable();
         shared.watch.durable(self.number, &mut intake.durable);
-        self.commands.extend(intake.commands.drain(..));
-        self.local.extend(intake.inputs.drain(..));
+        take_over(&mut self.commands, &mut intake.commands);
+        take_over(&mut self.local, &mut intake.inputs);
         if let Some(routes) = shared.routes.newer_than(&mut self.routed) {
             self.follow_routes(now, routes);
             self.confirm_given_up();
@@ -385,8 +390,7 @@ impl<E: Env> Worker<E> {
         self.shrink();
         self.renew_deadlines();
         let is_pressed = shared.memory.is_pressed();
-        let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
-        let deadline = deadline.filter(|_| !self.stopping && !is_pressed);
+        let deadline = self.deadlines.first().filter(|_| !self.stopping && !is_pressed);
         let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
         let sweep = (!self.calls.is_empty()).then(|| now.plus(sweep_in));
         let look = Some(now.plus(CLOCK_LOOK));
@@ -414,6 +418,7 @@ impl<E: Env> Worker<E> {
             ));
         }
         self.wall_ahead = wall_ahead;
+        self.looks_at_clock = true;
         for slot in &mut self.shards {
             slot.looks_at_clock = true;
         }
@@ -435,7 +440,9 @@ impl<E: Env> Worker<E> {
     fn shrink(&mut self) {
         const KEPT: usize = 4096;
         self.calls.shrink();
-        shrink::release_spare(&mut self.commands);
+        if self.commands.capacity() > KEPT {
+            self.commands.shrink_to(KEPT);
+        }
         if self.intake.commands.capacity() > KEPT {
             self.intake.commands.shrink_to(KEPT);
         }
@@ -610,8 +617,8 @@ impl<E: Env> Worker<E> {
     /// Reads the deadlines of the shards that have handled inputs: once for all their inputs.
     fn renew_deadlines(&mut self) {
         for slot in self.moved.drain(..) {
-            let Slot { replica, deadline, is_moved, .. } = &mut self.shards[slot as usize];
-            *deadline = replica.deadline();
+            let Slot { replica, is_moved, .. } = &mut self.shards[slot as usize];
+            self.deadlines.set(slot, replica.deadline());
             *is_moved = false;
         }
     }
@@ -619,20 +626,24 @@ impl<E: Env> Worker<E> {
     /// Ticks the shards that are due, for a while; returns whether there were any.
     fn tick(&mut self, shared: &Shared<E>, now: Time) -> bool {
         self.renew_deadlines();
+        if !self.looks_at_clock && self.deadlines.first().is_none_or(|at| at > now) {
+            return false;
+        }
         let mut until = None;
         let slots = self.shards.len() as u32;
         for slot in (self.tick_from..slots).chain(0..self.tick_from) {
-            let Slot { deadline, looks_at_clock, .. } = &mut self.shards[slot as usize];
-            if !std::mem::take(looks_at_clock) && deadline.is_none_or(|at| at > now) {
+            let looks_at_clock = std::mem::take(&mut self.shards[slot as usize].looks_at_clock);
+            if !looks_at_clock && !self.deadlines.is_due(slot, now) {
                 continue;
             }
             let until = *until.get_or_insert_with(|| self.begin_slice(shared));
             self.give_replica(shared, now, slot, shard_replica::Input::Tick);
             if Self::is_slice_over(shared, until) {
                 self.tick_from = (slot + 1) % slots;
-                break;
+                return true;
             }
         }
+        self.looks_at_clock = false;
         until.is_some()
     }
 
@@ -719,6 +730,19 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
         }
         let until = self.idle_until(shared, now, sweep_in);
         Ok(Turned::Until(until.into_iter().chain(peers_due).min()))
+    }
+}
+
+/// Takes what has arrived behind what is left of a queue. If nothing is left, nothing is copied: the queue gives its capacity in exchange.
+fn take_over<T>(queue: &mut VecDeque<T>, arrived: &mut Vec<T>) {
+    if arrived.is_empty() {
+        return;
+    }
+    if queue.is_empty() {
+        let spare = Vec::from(std::mem::take(queue));
+        *queue = VecDeque::from(std::mem::replace(arrived, spare));
+    } else {
+        queue.extend(arrived.drain(..));
     }
 }
 

@@ -33,7 +33,7 @@ fn a_worker_sleeps_until_the_first_thing_that_it_can_do() {
     let shared = shared_with(&[("service", 1)]);
     let sleep = |deadline: Option<Time>, is_left: bool, is_stopping: bool| {
         let mut worker = worker(&shared);
-        worker.shards[0].deadline = deadline;
+        worker.deadlines.set(0, deadline);
         worker.local.extend(is_left.then_some((ShardId(0), Input::Tick)));
         worker.stopping = is_stopping;
         let until = worker.idle_until(&shared, NOW, Micros(20_000)).unwrap();

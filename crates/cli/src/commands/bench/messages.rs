@@ -96,7 +96,7 @@ pub(super) fn wait(what: &str, mut is_done: impl FnMut() -> bool) -> Result<(), 
                 format!("the measurement failed: {what} took more than {} s", PATIENCE.as_secs()),
             ));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
 }

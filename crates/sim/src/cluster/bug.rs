@@ -3,8 +3,8 @@
 use super::plane::Dials;
 use crate::violation::Violation;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::ids::{Life, Micros};
-use stead_core::replication::epoch::{EpochRecord, Seal};
+use stead_core::ids::Life;
+use stead_core::replication::epoch::EpochRecord;
 use stead_core::replication::table::Losses;
 
 /// A planted bug of a cluster's shell.
@@ -28,8 +28,6 @@ pub enum ClusterBug {
     AcksChange,
     /// The record of an epoch does not name the losses of those before it (rule 19).
     LossUnannounced,
-    /// A member answers a seal while its lease lasts (rule 21).
-    LeaseIgnored,
     /// A replica whose disk was replaced keeps its number: its node counts its lives on (rule 3).
     WipedVoter,
     /// A primary goes on in its epoch after a restart (rule 11).
@@ -40,7 +38,7 @@ pub enum ClusterBug {
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::StoredBeforeSync,
         Self::RetryWithoutIdentity,
         Self::MessagesBeforeLog,
@@ -50,7 +48,6 @@ impl ClusterBug {
         Self::UncommittedSnapshot,
         Self::AcksChange,
         Self::LossUnannounced,
-        Self::LeaseIgnored,
         Self::WipedVoter,
         Self::RestartedPrimary,
         Self::LossUnreported,
@@ -69,17 +66,9 @@ impl ClusterBug {
             Self::UncommittedSnapshot => "uncommitted-snapshot",
             Self::AcksChange => "acks-change",
             Self::LossUnannounced => "loss-unannounced",
-            Self::LeaseIgnored => "lease-ignored",
             Self::WipedVoter => "wiped-voter",
             Self::RestartedPrimary => "restarted-primary",
             Self::LossUnreported => "loss-unreported",
-        }
-    }
-
-    /// Changes a seal on its way to a member.
-    pub(super) fn spoil_seal(self, seal: &mut Seal) {
-        if self == Self::LeaseIgnored {
-            seal.lease = Micros(0);
         }
     }
 
@@ -94,8 +83,6 @@ impl ClusterBug {
                     EpochConfig::parse(epoch, members, acks, config.primary()).expect("fewer acks");
             }
             Self::LossUnannounced => record.losses = Losses::default(),
-            // The control plane waits for the lease in its record, too, which would hide the bug.
-            Self::LeaseIgnored => record.lease = record.lease.times(20),
             Self::RestartedPrimary => record.life = life,
             _ => {}
         }
@@ -107,7 +94,7 @@ impl ClusterBug {
             Self::LossUnannounced | Self::LossUnreported => {
                 (dials.are_asynchronous, dials.lease_max) = (true, 40);
             }
-            Self::LeaseIgnored => (dials.are_asynchronous, dials.lease_max) = (true, 60),
+            Self::AcksChange => (dials.are_strictest, dials.change) = (true, false),
             _ => {}
         }
     }
@@ -129,7 +116,6 @@ impl ClusterBug {
             Self::AcksChange | Self::WipedVoter => &[2],
             // Who misses the answer first: a read, a retry, or the check of what is committed.
             Self::LossUnannounced => &[4, 6, 7],
-            Self::LeaseIgnored => &[4, 6],
             Self::RestartedPrimary => &[1],
         }
     }

@@ -104,7 +104,8 @@ impl Cluster {
     fn new(seed: u64, size: usize, bug: Option<ClusterBug>) -> Self {
         let mut rng = Rng::with_seed(seed);
         let shards = rng.usize(1..=4);
-        let mut dials = Dials { are_asynchronous: rng.bool(), change: rng.bool(), lease_max: 200 };
+        let (are_asynchronous, change) = (rng.bool(), rng.bool());
+        let mut dials = Dials { are_asynchronous, are_strictest: false, change, lease_max: 200 };
         if let Some(bug) = bug {
             bug.bend(&mut dials);
         }

@@ -74,6 +74,8 @@ pub(super) struct Plane {
 pub(super) struct Dials {
     /// W may be below S.
     pub(super) are_asynchronous: bool,
+    /// Each shard has a replica on each node, and all store an entry before its client is answered.
+    pub(super) are_strictest: bool,
     pub(super) change: bool,
     /// The longest lease, in milliseconds.
     pub(super) lease_max: u64,
@@ -85,6 +87,7 @@ impl Dials {
         let replicas = rng.usize(1..=size);
         let least = if self.are_asynchronous { 1 } else { replicas / 2 + 1 };
         let acks = rng.usize(least..=replicas);
+        let (replicas, acks) = if self.are_strictest { (size, size) } else { (replicas, acks) };
         Dial {
             replicas: replicas as u8,
             acks: Acks::Count(acks as u8),

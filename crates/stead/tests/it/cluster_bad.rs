@@ -87,20 +87,6 @@ fn nodes_of_two_clusters_refuse_each_other() {
 }
 
 #[test]
-fn of_two_processes_with_one_directory_the_first_one_ends_with_the_reason() {
-    let [first, second, copied] = dirs();
-    let first = member(first.path()).open().unwrap();
-    let original = builder(second.path()).join([address(&first)]).open().unwrap();
-    copy(second.path(), copied.path());
-    let copied = member(copied.path()).open().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let reason = runtime.block_on(original.failed());
-    assert!(reason.contains("another process has started as this node; end one of them"), "{reason}");
-    serves(&first);
-    serves(&copied);
-}
-
-#[test]
 fn a_disk_from_earlier_is_refused_as_long_as_the_newer_one_is_known() {
     let [first, second, earlier] = dirs();
     let first = member(first.path()).open().unwrap();

@@ -7,11 +7,10 @@ use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 use stead_core::control::facts::Hello;
-use stead_core::ids::{Incarnation, Life, Micros, Time};
+use stead_core::ids::{Micros, Time};
 use stead_net::connection::Event;
 use stead_net::endpoint::{Endpoint, Happened};
-use stead_net::frame::Origin;
-use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
+use stead_net::handshake::Local;
 use stead_net::network::{ConnectionId, Tcp};
 use stead_net::payload::Payload;
 use stead_node::Clock;
@@ -20,19 +19,6 @@ use stead_node::Clock;
 const PAUSE: Micros = Micros::from_millis(100);
 /// The time for which one node is asked before the next one is.
 const ASK_MAX: Micros = Micros::from_secs(2);
-
-/// The identity of an end that is no node yet.
-fn stranger() -> Local {
-    Local {
-        versions: VERSIONS,
-        cluster: None,
-        role: Role::Client,
-        origin: Origin { incarnation: Incarnation(0), life: Life(0) },
-        limits: Limits::default(),
-        client_limits: Limits::of_clients(),
-        clock_difference_max: CLOCK_DIFFERENCE_MAX,
-    }
-}
 
 /// Asks the nodes at these addresses, one after the other, until one of them has registered the start, or `wait` is over.
 pub(crate) fn join(
@@ -43,7 +29,7 @@ pub(crate) fn join(
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Joined, EnterError> {
     let tcp = Tcp::dialing().map_err(EnterError::System)?;
-    let mut endpoint = Endpoint::new(tcp, stranger(), SETTINGS, BOUNDS);
+    let mut endpoint = Endpoint::new(tcp, Local::stranger(), SETTINGS, BOUNDS);
     let until = clock.steady().plus(wait);
     let mut last = "none of them answered".to_owned();
     for &address in addresses.iter().cycle() {

@@ -164,12 +164,11 @@ impl<N: Network> ClusterPart<N> {
 
     /// Performs what is due, without waiting. Returns the time of the next turn, unless a bell is rung before.
     pub(crate) fn turn(&mut self, now: Now) -> io::Result<Time> {
+        let mut due = self.links.turn(now.steady, now.wall, &mut self.arrived)?;
         let Some(plane) = self.common.plane.get().cloned() else {
-            let due = self.links.turn(now.steady, now.wall, &mut self.arrived)?;
             self.arrived.clear();
             return Ok(due);
         };
-        let mut due = self.links.turn(now.steady, now.wall, &mut self.arrived)?;
         let status = plane.status();
         let mut arrived = std::mem::take(&mut self.arrived);
         for news in arrived.drain(..) {
@@ -284,11 +283,10 @@ impl<N: Network> ClusterPart<N> {
         if hello.node.is_none() && state.nodes().len() >= ControlState::NODES_MAX {
             return Joined::Refused(format!("the cluster has {} nodes already", ControlState::NODES_MAX));
         }
-        let fact = Fact::Hello(hello);
-        if !self.driver.handle(now, fact.clone())
+        if !self.driver.handle(now, Fact::Hello(hello.clone()))
             && let Some(leader) = plane.leader().filter(|leader| *leader != self.node)
         {
-            self.links.ask(leader, Ask::Join(hello_of(fact)).encode(), Purpose::Orders, now.steady);
+            self.links.ask(leader, Ask::Join(hello).encode(), Purpose::Orders, now.steady);
         }
         Joined::NotYet
     }
@@ -574,13 +572,6 @@ impl<N: Network> ClusterPart<N> {
         for (to, answer) in answers {
             self.links.answer(to, answer, now);
         }
-    }
-}
-
-fn hello_of(fact: Fact) -> Hello {
-    match fact {
-        Fact::Hello(hello) => hello,
-        _ => unreachable!("the caller made a hello"),
     }
 }
 

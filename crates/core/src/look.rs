@@ -176,11 +176,12 @@ impl Look {
     /// Returns the bytes that it occupies besides its own size.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let keys = |of: &[Key]| of.iter().map(|key| size_of::<Key>() + key.len()).sum();
+        let keys = |of: &[Key]| of.iter().map(|key| size_of::<Key>() + key.len()).sum::<usize>();
         match self {
             Self::Processes { prefix, .. } => prefix.len(),
             Self::State { process } | Self::CellKeys { process, .. } => process.len(),
-            Self::Cells { of, .. } | Self::Timers { of, .. } | Self::Tasks { of, .. } => keys(of),
+            Self::Cells { of, from } => keys(of) + from.as_ref().map_or(0, |from| from.len()),
+            Self::Timers { of, .. } | Self::Tasks { of, .. } => keys(of),
             Self::DeadLetters { .. } => 0,
         }
     }

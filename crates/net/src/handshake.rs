@@ -14,7 +14,7 @@ use crate::payload::Payload;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use std::fmt;
-use stead_core::ids::{ClusterId, Life, Micros, NodeId, Time};
+use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId, Time};
 
 /// The versions of the protocol that this program speaks. Version 2 has the answer
 /// [`Deposed`](crate::native::Answer::Deposed).
@@ -147,6 +147,20 @@ pub struct Local {
 }
 
 impl Local {
+    /// Returns the identity of an end that is no node, and knows no cluster yet.
+    #[must_use]
+    pub fn stranger() -> Self {
+        Self {
+            versions: VERSIONS,
+            cluster: None,
+            role: Role::Client,
+            origin: Origin { incarnation: Incarnation(0), life: Life(0) },
+            limits: Limits::default(),
+            client_limits: Limits::of_clients(),
+            clock_difference_max: CLOCK_DIFFERENCE_MAX,
+        }
+    }
+
     /// Returns the limits that it sets for an end of this role.
     #[must_use]
     pub const fn limits_of(&self, sender: Role) -> Limits {

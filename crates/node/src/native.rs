@@ -119,7 +119,7 @@ pub(crate) struct Native {
     failed: Option<io::Error>,
     /// Whether the last connection could not be accepted, which was reported.
     refuses: bool,
-    /// The answers of [`answer_topology`](Self::answer_topology), with and without the services, once a client has asked for them.
+    /// The answers of [`answer_topology`](Self::answer_topology), without and with the services, once a client has asked for them.
     topologies: [Option<(Known, Payload)>; 2],
 }
 

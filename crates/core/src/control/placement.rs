@@ -21,10 +21,8 @@ pub struct Load {
 #[derive(Clone, Debug, Default)]
 pub struct Loads {
     loads: BTreeMap<NodeId, Load>,
-    /// Nodes that may take replicas.
-    takers: Vec<NodeId>,
-    /// The number of the first shards that each of these knows, if it has reported it.
-    known: BTreeMap<NodeId, Option<u32>>,
+    /// Nodes that may take replicas, with the number of the first shards that each knows, if it has reported it.
+    takers: BTreeMap<NodeId, Option<u32>>,
 }
 
 impl Loads {
@@ -33,9 +31,8 @@ impl Loads {
     pub fn new(state: &ControlState, health: &Health) -> Self {
         let takers =
             state.nodes().iter().filter(|(node, record)| !record.is_leaving && health.is_well(**node));
-        let takers: Vec<NodeId> = takers.map(|(node, _)| *node).collect();
-        let known = takers.iter().map(|node| (*node, health.shards_known(*node))).collect();
-        let mut loads = Self { loads: BTreeMap::new(), takers, known };
+        let takers = takers.map(|(node, _)| (*node, health.shards_known(*node))).collect();
+        let mut loads = Self { loads: BTreeMap::new(), takers };
         for (_, shard) in state.shards() {
             for placed in shard.replicas().values() {
                 if state.is_usable(placed) {
@@ -57,12 +54,12 @@ impl Loads {
 
     /// Whether a node knows a shard.
     fn knows(&self, node: NodeId, shard: ShardId) -> bool {
-        self.known.get(&node).copied().flatten().is_some_and(|known| shard.0 < known)
+        self.takers.get(&node).copied().flatten().is_some_and(|known| shard.0 < known)
     }
 
     /// Whether all nodes that may take replicas have reported which shards they know: until then a step may be missing.
     pub(super) fn are_complete(&self) -> bool {
-        self.known.values().all(Option::is_some)
+        self.takers.values().all(Option::is_some)
     }
 
     /// Returns the node with the fewest replicas that may take one of a shard. On one that does not know the shard, the replica would
@@ -73,7 +70,7 @@ impl Loads {
             self.knows(**node, id)
                 && !shard.replicas().values().any(|placed| placed.node == **node && !state.is_gone(placed))
         };
-        self.takers.iter().filter(is_free).min_by_key(|node| (self.of(**node).replicas, **node)).copied()
+        self.takers.keys().filter(is_free).min_by_key(|node| (self.of(**node).replicas, **node)).copied()
     }
 
     /// Counts a replica that is placed on a node.
@@ -93,8 +90,8 @@ impl Loads {
     /// be moved.
     fn uneven(&self, count: impl Fn(Load) -> u32) -> Option<(NodeId, Vec<NodeId>)> {
         let of = |node: NodeId| count(self.of(node));
-        let most = *self.takers.iter().max_by_key(|node| (of(**node), std::cmp::Reverse(**node)))?;
-        let less = self.takers.iter().copied().filter(|node| of(most) >= of(*node) + 2);
+        let most = *self.takers.keys().max_by_key(|node| (of(**node), std::cmp::Reverse(**node)))?;
+        let less = self.takers.keys().copied().filter(|node| of(most) >= of(*node) + 2);
         let mut less: Vec<NodeId> = less.collect();
         less.sort_by_key(|node| (of(*node), *node));
         Some((most, less))
@@ -153,7 +150,7 @@ pub fn create_service(
 ) -> Command {
     let mut loads = Loads::new(state, health);
     let start = |_| {
-        let mut nodes = loads.takers.clone();
+        let mut nodes: Vec<NodeId> = loads.takers.keys().copied().collect();
         nodes.sort_by_key(|node| (loads.of(*node).replicas, loads.of(*node).primaries, *node));
         nodes.truncate(usize::from(dial.replicas));
         if let Some(at) = (0..nodes.len()).min_by_key(|at| (loads.of(nodes[*at]).primaries, *at)) {

@@ -225,8 +225,7 @@ impl Stream {
         self.is_slow = lag > self.limits.lag_max || now.since(self.progress) >= self.limits.stall_max;
     }
 
-    /// Whether the peer was slow at the last [`Self::look`]: it lagged by more than the bound, or made no progress. It should become a
-    /// learner.
+    /// Whether the peer was slow at the last [`Self::look`]: it lagged by more than the bound, or made no progress.
     #[must_use]
     pub fn is_slow(&self) -> bool {
         self.is_slow

@@ -73,22 +73,6 @@ impl Leading {
         handler: &mut dyn Watched,
         out: &mut Vec<shard::Effect>,
     ) -> (Index, Index) {
-        assert!(
-            !matches!(input, shard::Input::Start(_) | shard::Input::Stored { .. } | shard::Input::Tick),
-            "epochs, acknowledgements and ticks come from the replica itself"
-        );
-        self.run_alone(now, input, handler, out)
-    }
-
-    /// As [`Self::handle_alone`], also for inputs that come from the replica itself.
-    #[inline]
-    pub(super) fn run_alone(
-        &mut self,
-        now: Now,
-        input: shard::Input,
-        handler: &mut dyn Watched,
-        out: &mut Vec<shard::Effect>,
-    ) -> (Index, Index) {
         handler.sees_input(&self.shard, &input);
         self.shard.handle(now, input, handler, out);
         handler.sees_effects(&self.shard, out);
@@ -351,10 +335,6 @@ impl ShardReplica {
         handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
-        assert!(
-            !matches!(input, shard::Input::Start(_) | shard::Input::Stored { .. } | shard::Input::Tick),
-            "epochs, acknowledgements and ticks come from the replica itself"
-        );
         let input = match input {
             shard::Input::Query(query) if let Read::Stale { max_lag } = query.read => {
                 return self.read_stale(now, query, max_lag, handler, out);

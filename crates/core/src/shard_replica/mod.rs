@@ -294,9 +294,12 @@ impl ShardReplica {
     pub fn deadline(&self) -> Option<Time> {
         let leading = match &self.role {
             Role::Leads(leading) => leading.deadline(),
-            // More is committed than one input applies.
-            Role::Follows(state) if Some(state.position().index) < self.appliable() => Some(Time(0)),
-            Role::Follows(_) | Role::Rebuilds => None,
+            Role::Follows(state) => {
+                // More is committed than one input applies.
+                let is_behind = state.position().index < self.replica.commit();
+                (is_behind && !self.lacks_entries(Index(u64::MAX))).then_some(Time(0))
+            }
+            Role::Rebuilds => None,
         };
         self.replica.wakes_at().into_iter().chain(leading).min()
     }
@@ -322,7 +325,7 @@ impl ShardReplica {
             && let Some(upto) = self.replica.take_own_durable(records)
         {
             let stored = shard::Input::Stored { member: self.replica.id(), epoch: leading.epoch(), upto };
-            let (last, commit) = leading.run_alone(now, stored, handler, &mut out.shard);
+            let (last, commit) = leading.handle_alone(now, stored, handler, &mut out.shard);
             return self.note_own(last, commit);
         }
         self.handle_input(now, input, handler, out);
@@ -343,6 +346,10 @@ impl ShardReplica {
         out: &mut Effects,
     ) {
         assert!(out.is_empty(), "the effects of an input are performed before the next one");
+        assert!(
+            !matches!(input, shard::Input::Start(_) | shard::Input::Stored { .. } | shard::Input::Tick),
+            "epochs, acknowledgements and ticks come from the replica itself"
+        );
         // Without a move of the input or a further call: a node without peers gives all its inputs here.
         if let Role::Leads(leading) = &mut self.role
             && leading.is_alone()
@@ -621,12 +628,6 @@ impl ShardReplica {
         self.rebuilds += 1;
         self.rebuilds_upto = upto;
         out.push(Effect::Rebuild { number: self.rebuilds, from: self.tail.before().min(upto), upto });
-    }
-
-    /// Returns the index up to which the state is to be applied, and can be from memory; `None` unless it follows a primary.
-    fn appliable(&self) -> Option<Index> {
-        let follows = matches!(self.role, Role::Follows(_)) && !self.lacks_entries(Index(u64::MAX));
-        follows.then(|| self.replica.commit())
     }
 
     /// Whether entries up to an index that the state lacks were left in the log at the start.

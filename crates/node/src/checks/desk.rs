@@ -19,6 +19,7 @@ const WANTED_MAX: usize = 64;
 /// A checkpoint to be checked, and the callers that wait for that.
 pub(crate) struct CheckJob {
     pub(crate) manifest: Manifest,
+    /// That of a checkpoint that is not checked.
     pub(crate) report: CheckpointReport,
     pub(crate) replies: Vec<CheckpointReply>,
     /// Keeps it from being deleted while it is read.
@@ -26,26 +27,22 @@ pub(crate) struct CheckJob {
 }
 
 impl CheckJob {
+    /// Gives the callers the report with these results.
     pub(super) fn answer(mut self, results: &[CheckResult]) {
-        self.answer_all(results);
-    }
-
-    fn answer_all(&mut self, results: &[CheckResult]) {
-        drop(self.pin.take());
-        let mut report = self.report.clone();
-        report.check = CheckOutcome::of(results.iter().map(CheckResult::outcome));
-        report.failed_checks = failed(results);
-        report.skipped_checks = skipped(results);
-        for reply in mem::take(&mut self.replies) {
-            reply.send(Ok(report.clone()));
-        }
+        self.report.check = CheckOutcome::of(results.iter().map(CheckResult::outcome));
+        self.report.failed_checks = failed(results);
+        self.report.skipped_checks = skipped(results);
     }
 }
 
-/// A panic in the part that runs the checks may drop a job: then its callers get the report of a checkpoint that is not checked.
+/// Gives the callers the report: that of a checkpoint that is not checked if nothing else answers them, as after a panic of the part that
+/// runs the checks.
 impl Drop for CheckJob {
     fn drop(&mut self) {
-        self.answer_all(&[]);
+        drop(self.pin.take());
+        for reply in mem::take(&mut self.replies) {
+            reply.send(Ok(self.report.clone()));
+        }
     }
 }
 

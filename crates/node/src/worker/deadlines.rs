@@ -1,4 +1,4 @@
-//! The deadlines of a worker's shards, apart from these: a turn in which none is due reads only the first one.
+//! The deadlines of a worker's shards, apart from these: a turn in which none is due looks at no shard.
 
 use stead_core::ids::Time;
 

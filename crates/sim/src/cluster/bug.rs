@@ -119,6 +119,7 @@ impl ClusterBug {
             Self::RestartedPrimary => &[1],
         }
     }
+
     /// Whether a violation is of an invariant that it breaks: the failure of another one shows nothing about its check.
     #[must_use]
     pub fn is_shown_by(self, violation: &Violation) -> bool {

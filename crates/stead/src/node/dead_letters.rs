@@ -1,13 +1,14 @@
 //! The dead letters of a service, in pages: there may be too many to copy all of them at once.
 
 use super::looks::ShardUnanswered;
-use super::processes::NoCursor;
+use super::processes::{NoCursor, PAGE_TIME};
 use super::{Node, ShardNotHere};
 use crate::client::misfit;
 use crate::error::RawError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Instant;
 use stead_core::ids::{Index, ShardId};
 use stead_core::look::{Found, Look};
 use stead_core::record::{DeadLetter, Pending};
@@ -91,8 +92,8 @@ impl<'de> Deserialize<'de> for DeadLetterCursor {
 
 impl Node {
     /// Returns some dead letters of a service: `limit` at most, from 1 to 1000, the first ones without `after`. A page
-    /// ends earlier after 1 MiB of payloads. In a cluster, the nodes that lead the shards are asked: [`DeadLetterPage::unanswered`]
-    /// names those that give no answer. Blocks.
+    /// ends earlier after 1 MiB of payloads, or after a second. In a cluster, the nodes that lead the shards are asked:
+    /// [`DeadLetterPage::unanswered`] names those that give no answer. Blocks.
     ///
     /// # Errors
     /// [`RawError::UnknownService`]; [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for
@@ -106,6 +107,7 @@ impl Node {
         let (first, shards) = self.shards_of(service)?;
         let limit = limit.clamp(1, 1000);
         let mut at = after.unwrap_or_default();
+        let until = Instant::now() + PAGE_TIME;
         let lister = self.lister();
         let shards_not_here = self.not_here_of(service);
         let (mut page, mut bytes) = (DeadLetterPage { shards_not_here, ..DeadLetterPage::default() }, 0);
@@ -116,8 +118,9 @@ impl Node {
                 at = behind;
                 continue;
             }
-            let (limit_left, room) = ((limit - page.dead_letters.len()) as u32, (PAGE_BYTES - bytes) as u64);
-            let look = Look::DeadLetters { from: Index(at.index), limit: limit_left, room };
+            let left = (limit - page.dead_letters.len()) as u32;
+            let look =
+                Look::DeadLetters { from: Index(at.index), limit: left, room: (PAGE_BYTES - bytes) as u64 };
             at = match lister.look(shard, look) {
                 Ok((_, Found::DeadLetters { found, next })) => {
                     bytes += found.iter().map(|(_, letter)| letter.payload.len()).sum::<usize>();
@@ -131,7 +134,7 @@ impl Node {
                     behind
                 }
             };
-            if page.dead_letters.len() == limit || bytes >= PAGE_BYTES {
+            if page.dead_letters.len() >= limit || bytes >= PAGE_BYTES || Instant::now() >= until {
                 break;
             }
         }

@@ -20,7 +20,7 @@ use stead_core::reply::Reply;
 use stead_core::shard::Shard;
 
 /// Time after which a page ends although it is not full.
-const PAGE_TIME: Duration = Duration::from_secs(1);
+pub(super) const PAGE_TIME: Duration = Duration::from_secs(1);
 /// Maximum number of timers, and of tasks, that are listed of one process.
 const LISTED: usize = 100;
 
@@ -183,7 +183,7 @@ impl Node {
                     behind
                 }
             };
-            if page.processes.len() == limit || Instant::now() >= until {
+            if page.processes.len() >= limit || Instant::now() >= until {
                 break;
             }
         }
@@ -296,6 +296,9 @@ struct Waiting<I, T> {
     listed: Vec<(I, T)>,
 }
 
+/// As [`Waiting`], of one look; with the place of the next piece, if there is one.
+type Piece<I, T, P> = (Vec<(u32, I)>, Vec<(I, T)>, Option<P>);
+
 impl Looker<'_> {
     /// Returns processes of a shard from a place on, `limit` at most, and the place of the next ones.
     fn processes(
@@ -356,21 +359,11 @@ impl Looker<'_> {
         of: &[Key],
         listed: usize,
     ) -> Result<Waiting<TimerId, TimerRecord>, RawError> {
-        let mut all = Waiting { ids: Vec::new(), listed: Vec::new() };
-        let mut after = None;
-        loop {
-            let left = (listed - all.listed.len().min(listed)) as u32;
-            let look = Look::Timers { of: of.to_vec(), after, listed: left };
-            let (_, Found::Timers { ids, listed, next }) = self.look(shard, look)? else {
-                return Err(misfit());
-            };
-            all.ids.extend(ids);
-            all.listed.extend(listed);
-            if next.is_none() {
-                return Ok(all);
-            }
-            after = next;
-        }
+        let look = |after, listed| Look::Timers { of: of.to_vec(), after, listed };
+        self.waiting(shard, listed, look, |found| match found {
+            Found::Timers { ids, listed, next } => Some((ids, listed, next)),
+            _ => None,
+        })
     }
 
     /// As [`Self::timers`], the tasks.
@@ -380,16 +373,29 @@ impl Looker<'_> {
         of: &[Key],
         listed: usize,
     ) -> Result<Waiting<TaskId, TaskHead>, RawError> {
+        let look = |after, listed| Look::Tasks { of: of.to_vec(), after, listed };
+        self.waiting(shard, listed, look, |found| match found {
+            Found::Tasks { ids, listed, next } => Some((ids, listed, next)),
+            _ => None,
+        })
+    }
+
+    /// Returns what is found piece by piece, by the look for the piece after a place.
+    fn waiting<I, T, P>(
+        &self,
+        shard: ShardId,
+        listed: usize,
+        look: impl Fn(Option<P>, u32) -> Look,
+        read: impl Fn(Found) -> Option<Piece<I, T, P>>,
+    ) -> Result<Waiting<I, T>, RawError> {
         let mut all = Waiting { ids: Vec::new(), listed: Vec::new() };
         let mut after = None;
         loop {
-            let left = (listed - all.listed.len().min(listed)) as u32;
-            let look = Look::Tasks { of: of.to_vec(), after, listed: left };
-            let (_, Found::Tasks { ids, listed, next }) = self.look(shard, look)? else {
-                return Err(misfit());
-            };
+            let left = listed.saturating_sub(all.listed.len()) as u32;
+            let (_, found) = self.look(shard, look(after, left))?;
+            let (ids, contents, next) = read(found).ok_or_else(misfit)?;
             all.ids.extend(ids);
-            all.listed.extend(listed);
+            all.listed.extend(contents);
             if next.is_none() {
                 return Ok(all);
             }

@@ -10,13 +10,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 use stead_core::calls::Refusal;
-use stead_core::ids::{Incarnation, Life, Micros, ShardId, Time};
+use stead_core::ids::{Life, Micros, ShardId, Time};
 use stead_net::connection::{Connection, Event, Failure, RequestId, SendError, Settings};
 use stead_net::endpoint::{Ended, Endpoint};
 use stead_net::frame::Origin;
-use stead_net::handshake::{
-    CLOCK_DIFFERENCE_MAX, HandshakeError, Limits, Local, RefusalKind, Role, VERSIONS,
-};
+use stead_net::handshake::{HandshakeError, Local, RefusalKind};
 use stead_net::native::{Answer, Ask, Primary, with_time};
 use stead_net::network::{AddressError, ConnectionId, Network, check_loopback};
 use stead_node::NoAnswer;
@@ -26,8 +24,12 @@ use stead_node::NoAnswer;
 const PAUSE_MIN: Micros = Micros::from_millis(10);
 /// Longest pause.
 const PAUSE_MAX: Micros = Micros::from_millis(500);
-/// Time for which a node may be silent, and for its hello, if the client knows other ones.
+/// Time for which a node may be silent if the client knows other ones.
 const SILENCE_MAX: Micros = Micros::from_secs(2);
+/// Time for the hello of a node in the first round of addresses, if the client knows others: the socket of a node that starts takes
+/// connections long before the node says hello.
+const HELLO_FIRST: Micros = Micros::from_millis(200);
+/// The same in later rounds: all nodes may be slow.
 const HELLO_MAX: Micros = Micros::from_secs(1);
 /// Time without an answer after which a client asks whether another node leads the shard of a call.
 const STUCK: Micros = Micros::from_millis(200);
@@ -73,19 +75,6 @@ enum Stage {
     Open(ConnectionId),
 }
 
-/// Returns the identity of a client that knows no cluster yet.
-pub(super) fn stranger() -> Local {
-    Local {
-        versions: VERSIONS,
-        cluster: None,
-        role: Role::Client,
-        origin: Origin { incarnation: Incarnation(0), life: Life(0) },
-        limits: Limits::default(),
-        client_limits: Limits::of_clients(),
-        clock_difference_max: CLOCK_DIFFERENCE_MAX,
-    }
-}
-
 /// A connection to a node that leads shards.
 struct Direct {
     connection: ConnectionId,
@@ -128,7 +117,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(addresses: Vec<SocketAddr>, now: Time) -> Self {
         Self {
-            local: stranger(),
+            local: Local::stranger(),
             given: addresses.len(),
             addresses,
             next: 0,
@@ -182,7 +171,8 @@ impl Link {
     fn settings(&self) -> Settings {
         let all = Settings::default();
         if self.addresses.len() > 1 {
-            Settings { silence_max: SILENCE_MAX, handshake_time_max: HELLO_MAX, ..all }
+            let handshake_time_max = if self.pause == PAUSE_MIN { HELLO_FIRST } else { HELLO_MAX };
+            Settings { silence_max: SILENCE_MAX, handshake_time_max, ..all }
         } else {
             all
         }

@@ -1,7 +1,7 @@
 //! The connections of all clients of a process over one network: stepped, and without threads.
 
 use super::call::Call;
-use super::link::{Link, LinkId, Net, stranger};
+use super::link::{Link, LinkId, Net};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use stead_core::ids::Time;
 use stead_net::connection::Settings;
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
+use stead_net::handshake::Local;
 use stead_net::network::{ConnectionId, Network, Tcp};
 
 /// News of a client.
@@ -39,7 +40,7 @@ pub(super) struct Links<N: Network> {
 impl<N: Network> Links<N> {
     pub(super) fn new(network: N) -> Self {
         Self {
-            endpoint: Endpoint::new(network, stranger(), Settings::default(), Bounds::default()),
+            endpoint: Endpoint::new(network, Local::stranger(), Settings::default(), Bounds::default()),
             links: BTreeMap::new(),
             owners: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -177,12 +178,11 @@ impl Links<Tcp> {
 mod tests {
     use super::*;
     use crate::client::remote::call::{Got, Within};
-    use crate::client::remote::link::stranger;
     use crate::error::RawError;
     use std::net::TcpListener;
     use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId};
     use stead_net::frame::Origin;
-    use stead_net::handshake::{Local, Role};
+    use stead_net::handshake::Role;
     use stead_net::native::Ask;
     use tokio::sync::oneshot;
 
@@ -202,7 +202,7 @@ mod tests {
             cluster: Some(ClusterId(7)),
             role: Role::Peer { node: NodeId(1), directory: 1, process: 1 },
             origin: Origin { incarnation: Incarnation(1), life: Life(1) },
-            ..stranger()
+            ..Local::stranger()
         };
         let tcp = Tcp::accepting(listener.try_clone().unwrap()).unwrap();
         Endpoint::new(tcp, local, Settings::default(), Bounds::default())
@@ -231,12 +231,20 @@ mod tests {
         let [one, two] = listeners();
         let addresses = [&one, &two].map(|listener| listener.local_addr().unwrap());
         let (mut links, _caller) = client(addresses.to_vec());
-        turn(&mut links, Micros::from_millis(999));
+        turn(&mut links, Micros::from_millis(199));
         assert!(two.accept().is_err());
-        turn(&mut links, Micros::from_millis(1_001));
-        two.accept().expect("the client has dialed it");
+        turn(&mut links, Micros::from_millis(201));
+        let _two = two.accept().expect("the client has dialed it");
+        let _one = one.accept().expect("the client had dialed it");
+        // In the next round, each has more time.
+        turn(&mut links, Micros::from_millis(402));
+        turn(&mut links, Micros::from_millis(402).plus(PAUSE));
+        let _one = one.accept().expect("the client has dialed it again");
+        turn(&mut links, Micros::from_millis(1_421));
+        assert!(two.accept().is_err());
+        turn(&mut links, Micros::from_millis(1_423));
+        two.accept().expect("the client has dialed it again");
 
-        one.accept().expect("the client had dialed it");
         let (mut alone, _caller) = client(vec![addresses[0]]);
         one.accept().expect("the client has dialed it");
         turn(&mut alone, Micros::from_millis(4_999));

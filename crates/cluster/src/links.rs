@@ -12,7 +12,7 @@ use stead_control::Answer;
 use stead_core::ids::{Micros, NodeId, Time};
 use stead_net::connection::{Event, RequestId, Settings};
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
-use stead_net::handshake::{Local, Role};
+use stead_net::handshake::{Local, RefusalKind, Role};
 use stead_net::network::{ConnectionId, Network};
 use stead_net::payload::Payload;
 
@@ -78,6 +78,8 @@ struct Peer {
     waiting: Vec<(Payload, Purpose)>,
     /// The last failure that was reported.
     reported: String,
+    /// Whether it refuses this node, as one of which a later life has connected.
+    knows_later_life: bool,
 }
 
 /// An address at which there may be a node of the cluster: no number is known for it.
@@ -133,6 +135,18 @@ impl<N: Network> Links<N> {
         self.peers.iter().filter(|(_, peer)| peer.open.is_some()).map(|(node, _)| *node).collect()
     }
 
+    /// Returns the refusal by the nodes to which a later life of this one has connected, once these are a majority of the cluster's
+    /// nodes, or all others. A single one may know a life that the cluster does not.
+    pub(crate) fn superseded(&self) -> Option<&str> {
+        let others = || self.peers.iter().filter(|(node, peer)| **node != self.own && peer.address.is_some());
+        let refusing = || others().filter(|(_, peer)| peer.open.is_none() && peer.knows_later_life);
+        let all = others().count();
+        (refusing().count() >= all.min(all.div_ceil(2) + 1))
+            .then(|| refusing().next())
+            .flatten()
+            .map(|(_, peer)| peer.reported.as_str())
+    }
+
     /// The seeds to connect to. One whose node is connected by a known address needs no other connection.
     fn wanted_seeds(&mut self) -> impl Iterator<Item = &mut Seed> {
         let (peers, seeks) = (&self.peers, self.seeks);
@@ -154,6 +168,7 @@ impl<N: Network> Links<N> {
             pause: PAUSE_MIN,
             waiting: Vec::new(),
             reported: String::new(),
+            knows_later_life: false,
         })
     }
 
@@ -292,6 +307,7 @@ impl<N: Network> Links<N> {
                     peer.dialing = peer.dialing.filter(|dialing| *dialing != connection);
                     (peer.open, peer.pause) = (Some(connection), PAUSE_MIN);
                     peer.reported.clear();
+                    peer.knows_later_life = false;
                     for (payload, purpose) in std::mem::take(&mut peer.waiting) {
                         self.send(connection, &payload, purpose, now);
                     }
@@ -326,6 +342,7 @@ impl<N: Network> Links<N> {
                 let dialed = self.peers.iter_mut().find(|(_, peer)| peer.dialing == Some(connection));
                 if let Some((node, peer)) = dialed {
                     peer.dialing = None;
+                    peer.knows_later_life = ended.refusal() == Some(RefusalKind::OlderLife);
                     if peer.open.is_none() {
                         peer.failed(*node, &ended.to_string(), ended.is_refusal(), now);
                     }

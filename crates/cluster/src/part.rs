@@ -37,6 +37,9 @@ const LOOKING_MAX: usize = 64;
 /// The time in which a change of the plane's nodes is made.
 const CHANGE_WAIT: Duration = Duration::from_secs(5);
 
+/// The reason for which a node ends once another process has its place.
+const SUPERSEDED: &str = "another process has started as this node; end one of them";
+
 /// State that the part shares with the thread that opens the node, and with the plane's.
 pub(crate) struct Common {
     pub(crate) plane: OnceLock<Arc<ControlPlane>>,
@@ -177,6 +180,13 @@ impl<N: Network> ClusterPart<N> {
         self.arrived = arrived;
         self.follow(&plane, &status);
         self.links.seek(status.leader.is_none());
+        // It may not learn from the state that another process has taken its place: no other node gives it the newest.
+        if self.is_registered
+            && let Some(refusal) = self.links.superseded()
+        {
+            let reason = format!("{SUPERSEDED}: {refusal}");
+            self.fail(reason);
+        }
         if self.common.host.get().is_none() {
             let mut failures = self.common.failures.lock().unwrap_or_else(PoisonError::into_inner);
             *failures = self.links.failures();
@@ -310,7 +320,7 @@ impl<N: Network> ClusterPart<N> {
             self.is_registered = own.is_some_and(|record| record.start == self.hello.start);
             if was_registered && !self.is_registered {
                 let reason = match own {
-                    Some(_) => "another process has started as this node; end one of them".to_owned(),
+                    Some(_) => SUPERSEDED.to_owned(),
                     None => {
                         "the cluster has removed this node; join it as a new one, with an empty directory"
                             .to_owned()

@@ -64,12 +64,20 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// Returns the kind of the refusal by which one of the ends ended the connection, if one did.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<RefusalKind> {
+        match self {
+            Self::Failed(Failure::Handshake(error)) => Some(error.kind()),
+            _ => None,
+        }
+    }
+
     /// Whether one of the ends refused the other one, for a reason that time alone does not change: not because there is another
     /// connection between them, or no room.
     #[must_use]
-    pub const fn is_refusal(&self) -> bool {
-        let Self::Failed(Failure::Handshake(error)) = self else { return false };
-        !matches!(error.kind(), RefusalKind::Connected | RefusalKind::Full)
+    pub fn is_refusal(&self) -> bool {
+        self.refusal().is_some_and(|kind| !matches!(kind, RefusalKind::Connected | RefusalKind::Full))
     }
 }
 

@@ -516,6 +516,8 @@ pub enum RefusalKind {
     Clock = 6,
     /// There are too many connections: try again later.
     Full = 7,
+    /// A later life of the same node is or was connected.
+    OlderLife = 8,
 }
 
 impl RefusalKind {
@@ -528,6 +530,7 @@ impl RefusalKind {
             5 => Self::Connected,
             6 => Self::Clock,
             7 => Self::Full,
+            8 => Self::OlderLife,
             _ => Self::Malformed,
         }
     }
@@ -687,8 +690,8 @@ impl Refusal {
             | Self::OtherNode { .. }
             | Self::Itself { .. }
             | Self::Duplicate { .. }
-            | Self::Copied { .. }
-            | Self::OlderLife { .. } => RefusalKind::Identity,
+            | Self::Copied { .. } => RefusalKind::Identity,
+            Self::OlderLife { .. } => RefusalKind::OlderLife,
             Self::Connected { .. } => RefusalKind::Connected,
             Self::Clock { .. } => RefusalKind::Clock,
             Self::Full { .. } => RefusalKind::Full,

@@ -23,7 +23,7 @@ use stead_net::channel::{Deliver, Taken};
 use stead_net::connection::{Event, Failure, SendError, Settings};
 use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::forward::{Answered, CallId, Outcome};
-use stead_net::handshake::{Agreed, HandshakeError, Local, Refusal, RefusalKind, Role};
+use stead_net::handshake::{Agreed, HandshakeError, Local, RefusalKind, Role};
 use stead_net::network::{ConnectionId, Network, Tcp, Wake};
 use stead_net::replica::{Message, Route, read_message};
 use stead_net::section::sections;
@@ -523,15 +523,6 @@ fn is_refusal(ended: &Ended) -> bool {
 }
 
 /// Whether a connection ended because there is another one between the same nodes.
-fn is_double(ended: &Ended) -> bool {
-    match ended {
-        Ended::Failed(Failure::Handshake(HandshakeError::Refused(refusal))) => {
-            matches!(refusal, Refusal::Connected { .. })
-        }
-        Ended::Failed(Failure::Handshake(HandshakeError::RefusedByOther { kind, .. })) => {
-            *kind == RefusalKind::Connected
-        }
-        Ended::Failed(_) | Ended::System(_) => false,
-        Ended::Replaced(_) => true,
-    }
+const fn is_double(ended: &Ended) -> bool {
+    matches!(ended, Ended::Replaced(_)) || matches!(ended.refusal(), Some(RefusalKind::Connected))
 }

@@ -103,6 +103,21 @@ fn a_disk_from_earlier_is_refused_as_long_as_the_newer_one_is_known() {
 }
 
 #[test]
+fn of_two_processes_with_one_directory_the_first_one_ends_with_the_reason() {
+    let [first, second, third, copied] = dirs();
+    let first = member(first.path()).open().unwrap();
+    let join = |dir: &tempfile::TempDir| builder(dir.path()).join([address(&first)]).open().unwrap();
+    let [original, third] = [&second, &third].map(join);
+    await_until("three nodes vote", || votes(&first) == [1, 2, 3]);
+    copy(second.path(), copied.path());
+    let copied = member(copied.path()).open().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let reason = runtime.block_on(original.failed());
+    assert!(reason.contains("another process has started as this node; end one of them"), "{reason}");
+    [first, third, copied].iter().for_each(serves);
+}
+
+#[test]
 fn a_node_whose_disk_is_empty_joins_as_a_new_one_and_the_old_one_can_be_removed() {
     let [first, second, fresh] = dirs();
     let first = member(first.path()).open().unwrap();

@@ -14,7 +14,7 @@ use stead_core::ids::{Life, Micros, ShardId, Time};
 use stead_net::connection::{Connection, Event, Failure, RequestId, SendError, Settings};
 use stead_net::endpoint::{Ended, Endpoint};
 use stead_net::frame::Origin;
-use stead_net::handshake::{HandshakeError, Local, RefusalKind};
+use stead_net::handshake::{Local, RefusalKind};
 use stead_net::native::{Answer, Ask, Primary, with_time};
 use stead_net::network::{AddressError, ConnectionId, Network, check_loopback};
 use stead_node::NoAnswer;
@@ -497,7 +497,7 @@ impl Link {
             self.next = (self.next + 1) % self.addresses.len();
             self.dial_from = net.now;
             // A node that has no room for this client has none at once either.
-            let is_full = refusal(ended) == Some(RefusalKind::Full);
+            let is_full = ended.refusal() == Some(RefusalKind::Full);
             if !self.promote() && (!self.has_answered || is_full) {
                 self.pause(net.now);
             }
@@ -669,17 +669,12 @@ fn is_final(ended: &Ended) -> bool {
     if let Ended::Failed(Failure::Frame(_)) = ended {
         return true;
     }
-    refusal(ended).is_some_and(|kind| match kind {
-        RefusalKind::Malformed | RefusalKind::Version | RefusalKind::Cluster | RefusalKind::Identity => true,
+    ended.refusal().is_some_and(|kind| match kind {
+        RefusalKind::Malformed
+        | RefusalKind::Version
+        | RefusalKind::Cluster
+        | RefusalKind::Identity
+        | RefusalKind::OlderLife => true,
         RefusalKind::Connected | RefusalKind::Clock | RefusalKind::Full => false,
     })
-}
-
-/// Returns the kind of the refusal by which a connection ended, if it did.
-fn refusal(ended: &Ended) -> Option<RefusalKind> {
-    match ended {
-        Ended::Failed(Failure::Handshake(HandshakeError::Refused(refusal))) => Some(refusal.kind()),
-        Ended::Failed(Failure::Handshake(HandshakeError::RefusedByOther { kind, .. })) => Some(*kind),
-        _ => None,
-    }
 }

@@ -549,7 +549,10 @@ impl<N: Network> Endpoint<N> {
                     }
                     self.clients.insert(id);
                 }
-                if let Role::Peer { node, directory, process } = agreed.role {
+                // Two nodes have one connection. The clients of a process share an endpoint, and each has its own.
+                if let (Role::Peer { .. }, Role::Peer { node, directory, process }) =
+                    (self.local.role, agreed.role)
+                {
                     let (life, connected) = (agreed.origin.life, Some(agreed.order));
                     if let Some(older) = self.peers.insert(node, id) {
                         self.end(older, Ended::Replaced(node));

@@ -86,6 +86,24 @@ fn connect(left: &mut Node, right: &mut Node, nodes: (u32, u32)) -> (ConnectionI
 }
 
 #[test]
+fn connections_of_a_client_to_one_node_are_several() {
+    let (mut client, mut node) = (Node::new(Local::stranger()), Node::new(large(1)));
+    let dialed = [client.dial(&node), client.dial(&node)];
+    let mut opened = Vec::new();
+    until(|| {
+        node.turn();
+        for happened in client.turn() {
+            match happened {
+                Happened::Event(connection, Event::Opened(_)) => opened.push(connection),
+                happened => panic!("{happened:?}"),
+            }
+        }
+        (opened.len() == dialed.len()).then_some(())
+    });
+    assert!(dialed.iter().all(|connection| client.endpoint.connection(*connection).is_some()));
+}
+
+#[test]
 fn many_requests_are_in_flight_on_one_connection() {
     let (mut left, mut right) = (Node::new(large(1)), Node::new(large(2)));
     let (connection, _) = connect(&mut left, &mut right, (1, 2));

@@ -181,6 +181,7 @@ pub(crate) fn sample_messages() -> Vec<u8> {
         generation: Generation(0),
         base,
         losses: Losses::default(),
+        earlier: [(ReplicaId(2), Life(1))].into(),
     };
     let entry = |index, bytes: &[u8]| LogEntry {
         point: LogPoint { epoch, index: Index(index) },
@@ -204,7 +205,7 @@ pub(crate) fn sample_messages() -> Vec<u8> {
         ReplicaFrame::Refuse { epoch, promised: Epoch(4) },
         ReplicaFrame::Ask(Ask { epoch, round: Round(3), lease: Micros(9), fresh }),
         ReplicaFrame::Ask(Ask { epoch, round: Round(3), lease: Micros(9), fresh: None }),
-        ReplicaFrame::Confirm { epoch, round: Round(3), mark },
+        ReplicaFrame::Confirm { epoch, round: Round(3), mark, vouches: true },
     ];
     let mut writer = PayloadWriter::new();
     frames.iter().for_each(|frame| write_frame(&mut writer, route, frame));

@@ -237,6 +237,11 @@ impl StartPlan {
                 generation: Generation(0),
                 base: replica.replica().table().last(),
                 losses: Losses::default(),
+                earlier: if self.assume_clean {
+                    BTreeMap::new()
+                } else {
+                    EpochRecord::unknown_past(ReplicaId::FIRST)
+                },
             });
             (replica, Some(record))
         };

@@ -9,7 +9,7 @@
 //! | 3 diverged | the table of the sender's log, in CBOR |
 //! | 4 refuse | the promised epoch (8) |
 //! | 5 ask | round (8), lease (8), 0 or 1 (1); with 1: life (8) and time (8) of the receiver's clock, and index (8), for the age of its state |
-//! | 6 confirm | round (8), life (8) and time (8) of the sender's clock |
+//! | 6 confirm | round (8), life (8) and time (8) of the sender's clock, 0 or 1 (1): whether the sender vouches for that life |
 //! | 7 chunk | epoch and index of the last entry that a snapshot covers (8, 8), bytes of the whole snapshot (8), position of the chunk (8), its bytes |
 //! | 8 received | epoch and index of the same (8, 8), bytes of the snapshot that arrived in order (8) |
 //! | 9, 10 | messages between two shards: see [`crate::channel`] |
@@ -182,8 +182,10 @@ pub fn write_frame(payload: &mut PayloadWriter, route: Route, frame: &Frame) {
                     .for_each(|number| payload.write(&number.to_le_bytes()));
             }
         }
-        Frame::Confirm { epoch, round, mark } => {
-            write_plain(payload, route.at(*epoch), CONFIRM, &[round.0, mark.life.0, mark.at.0]);
+        Frame::Confirm { epoch, round, mark, vouches } => {
+            section(payload, *epoch, 26);
+            write_numbers(payload, CONFIRM, &[round.0, mark.life.0, mark.at.0]);
+            payload.write(&[u8::from(*vouches)]);
         }
     }
 }
@@ -264,10 +266,7 @@ pub fn read_message(section: &Section) -> Result<Message, MessageError> {
             Ok(Message::Frame(Frame::Refuse { epoch, promised }))
         }),
         ASK => read_ask(epoch, body).map(|ask| Message::Frame(Frame::Ask(ask))),
-        CONFIRM => numbers(body).map(|[round, life, at]| {
-            let mark = Mark { life: Life(life), at: Time(at) };
-            Message::Frame(Frame::Confirm { epoch, round: Round(round), mark })
-        }),
+        CONFIRM => read_confirm(epoch, body).map(Message::Frame),
         CHUNK => read_chunk(epoch, &section.message).map(Message::Chunk),
         RECEIVED => numbers(body).and_then(|[of, at, bytes]| {
             Ok(Message::Received(Received { epoch, base: point(of, at)?, bytes }))
@@ -343,6 +342,17 @@ fn read_ask(epoch: Epoch, body: &[u8]) -> Read<Ask> {
         _ => return Err("it is followed by something else"),
     };
     Ok(Ask { epoch, round: Round(u64_at(head, 0)), lease: Micros(u64_at(head, 8)), fresh })
+}
+
+fn read_confirm(epoch: Epoch, body: &[u8]) -> Read<Frame> {
+    let (vouches, rest) = match body.split_last() {
+        Some((&last @ (0 | 1), rest)) => (last == 1, rest),
+        Some(_) => return Err("it neither vouches for its sender nor does not"),
+        None => return Err("it has another length"),
+    };
+    let [round, life, at] = numbers(rest)?;
+    let mark = Mark { life: Life(life), at: Time(at) };
+    Ok(Frame::Confirm { epoch, round: Round(round), mark, vouches })
 }
 
 fn read_chunk(epoch: Epoch, message: &Bytes) -> Read<Chunk> {

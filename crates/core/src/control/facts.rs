@@ -334,6 +334,7 @@ mod tests {
             generation: Generation(0),
             base: LogPoint::default(),
             losses: Losses::default(),
+            earlier: [(ReplicaId(4), Life(1))].into(),
         };
         let requests = [
             Request::Propose(Command::Leave { node }),

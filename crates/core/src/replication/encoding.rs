@@ -9,6 +9,7 @@ use crate::commit_tracker::EpochConfig;
 use crate::ids::{Epoch, Generation, Index, Life, Micros, ReplicaId};
 use minicbor::Decode;
 use minicbor::decode::{Decoder, Error};
+use std::collections::BTreeMap;
 
 #[derive(Decode)]
 struct RawPoint {
@@ -80,18 +81,22 @@ struct RawRecord {
     base: LogPoint,
     #[n(5)]
     losses: Losses,
+    /// `None` of an older version, which does not know it.
+    #[n(6)]
+    earlier: Option<BTreeMap<ReplicaId, Life>>,
 }
 
 impl<'b, C> Decode<'b, C> for EpochRecord {
     fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
-        let RawRecord { config, life, lease, generation, base, losses } = d.decode_with(context)?;
+        let RawRecord { config, life, lease, generation, base, losses, earlier } = d.decode_with(context)?;
         if base.epoch >= config.epoch() || losses.iter().any(|last| last.epoch >= config.epoch()) {
             return Err(Error::message("an epoch begins behind a later one"));
         }
         if lease == Micros(0) && config.is_asynchronous() {
             return Err(Error::message("an epoch answers early without a lease"));
         }
-        Ok(Self { config, life, lease, generation, base, losses })
+        let earlier = earlier.unwrap_or_else(|| Self::unknown_past(config.primary()));
+        Ok(Self { config, life, lease, generation, base, losses, earlier })
     }
 }
 
@@ -173,6 +178,7 @@ mod tests {
                 generation,
                 base,
                 losses,
+                earlier: EpochRecord::unknown_past(ReplicaId(1)),
             }))
             .is_ok()
         };

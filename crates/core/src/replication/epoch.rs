@@ -4,6 +4,7 @@ use super::table::{EpochTable, LogPoint, Losses};
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{Epoch, Generation, Index, Life, Micros, ReplicaId, Round, Time};
 use minicbor::{Decode, Encode};
+use std::collections::BTreeMap;
 
 /// An epoch of a shard, as recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode)]
@@ -26,6 +27,19 @@ pub struct EpochRecord {
     /// The losses of earlier epochs: they are final once this one is active (rule 19).
     #[n(5)]
     pub losses: Losses,
+    /// The primaries of the epochs before it, from the last active one on, with the lives of their processes; of several lives of
+    /// one, the first. A cause that one of them handled may have ended its process, unless that life still goes on.
+    #[n(6)]
+    pub earlier: BTreeMap<ReplicaId, Life>,
+}
+
+impl EpochRecord {
+    /// Returns `earlier` for an epoch that follows others of a replica of which nothing is known: there is no life 0 that could go
+    /// on.
+    #[must_use]
+    pub fn unknown_past(replica: ReplicaId) -> BTreeMap<ReplicaId, Life> {
+        BTreeMap::from([(replica, Life(0))])
+    }
 }
 
 /// A request to take part in no epoch below `epoch` any more.

@@ -214,7 +214,8 @@ impl History {
         );
         let losses = Losses::default();
         let (generation, base) = (Generation(0), LogPoint::default());
-        let first = EpochRecord { config, life, lease, generation, base, losses: losses.clone() };
+        let earlier = BTreeMap::new();
+        let first = EpochRecord { config, life, lease, generation, base, losses: losses.clone(), earlier };
         Self { records: vec![first], losses, void: BTreeSet::new(), forced: Epoch(0), is_doubted: false }
     }
 
@@ -227,7 +228,7 @@ impl History {
     pub fn adopt(replica: ReplicaId, life: Life, epoch: Epoch, base: LogPoint) -> Self {
         assert!(epoch > base.epoch, "an epoch's entries are above all before them [1]");
         let mut history = Self::new(EpochConfig::single(epoch, replica), life, Micros(0));
-        history.records[0].base = base;
+        (history.records[0].base, history.records[0].earlier) = (base, EpochRecord::unknown_past(replica));
         history
     }
 
@@ -291,6 +292,16 @@ impl History {
     pub fn handle_doubt(&mut self, replica: ReplicaId) {
         assert!(self.is_alone(replica), "a replica that may have lost something does not count [2]");
         self.is_doubted = true;
+    }
+
+    /// Returns [`EpochRecord::earlier`] for the next epoch.
+    fn primaries(&self) -> BTreeMap<ReplicaId, Life> {
+        let mut primaries = BTreeMap::new();
+        for record in &self.records {
+            let first = primaries.entry(record.config.primary()).or_insert(record.life);
+            *first = record.life.min(*first);
+        }
+        primaries
     }
 
     /// Judges the answers to seals for a new epoch.
@@ -416,8 +427,8 @@ impl History {
         if word == Word::Operator {
             self.forced = asked;
         }
-        let (config, life, lease) = (config.clone(), *life, *lease);
-        self.records.push(EpochRecord { config, life, lease, generation, base, losses });
+        let (config, life, lease, earlier) = (config.clone(), *life, *lease, self.primaries());
+        self.records.push(EpochRecord { config, life, lease, generation, base, losses, earlier });
         Ok(self.newest())
     }
 }
@@ -539,6 +550,27 @@ mod tests {
         let record = history.begin(&takeover(2, config(3, &[A], 1), &[seal(A, 3, &[1, 1, 2])])).unwrap();
         assert_eq!((record.generation, record.losses.iter().count()), (Generation(1), 1), "once");
         assert!(!history.is_alone(B));
+    }
+
+    #[test]
+    fn an_epoch_names_the_primaries_since_the_last_active_one_with_their_first_lives() {
+        let mut history = History::new(config(1, &[A, B, C], 2), Life(1), NONE);
+        assert!(history.newest().earlier.is_empty(), "none was before it");
+        let mut next = |epoch: u64, members: &[ReplicaId], life| {
+            let seals = [seal(A, epoch, &[1]), seal(B, epoch, &[1])];
+            let begun = takeover(epoch - 1, config(epoch, members, 2), &seals);
+            let record = history.begin(&Takeover { life: Life(life), ..begun }).unwrap().clone();
+            if epoch == 4 {
+                history.handle_active(Epoch(4));
+            }
+            record.earlier.into_iter().map(|(replica, life)| (replica, life.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(next(2, &[B, A, C], 1), [(A, 1)]);
+        assert_eq!(next(3, &[A, B, C], 4), [(A, 1), (B, 1)]);
+        assert_eq!(next(4, &[B, A, C], 2), [(A, 1), (B, 1)], "the first life of A has ended");
+        assert_eq!(next(5, &[A, B, C], 4), [(B, 2)]);
+        let adopted = History::adopt(A, Life(3), Epoch(2), LogPoint::default());
+        assert_eq!(adopted.newest().earlier, EpochRecord::unknown_past(A));
     }
 
     #[test]

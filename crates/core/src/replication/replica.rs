@@ -694,6 +694,7 @@ mod tests {
     use super::*;
     use crate::commit_tracker::EpochConfig;
     use crate::ids::Generation;
+    use std::collections::BTreeMap;
 
     fn at(epoch: u64, index: u64) -> LogPoint {
         LogPoint { epoch: Epoch(epoch), index: Index(index) }
@@ -741,7 +742,8 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(11);
         let config = EpochConfig::single(Epoch(2), ReplicaId(4));
         let (lease, generation, losses) = (Micros(0), Generation(0), Losses::default());
-        let record = EpochRecord { config, life: Life(1), lease, generation, base: at(1, 1), losses };
+        let (life, earlier) = (Life(1), BTreeMap::new());
+        let record = EpochRecord { config, life, lease, generation, base: at(1, 1), losses, earlier };
         let (mut taken, mut left) = (0, 0);
         for _ in 0..300 {
             let mut replica = replica(at(0, 0), &[1]);

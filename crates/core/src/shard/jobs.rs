@@ -93,7 +93,11 @@ impl Shard {
             self.suspicion.met.push_back(Job { work, attempt: Attempt::ToLog });
             return;
         }
-        let attempt = if again && self.suspicion.is_on { Attempt::ToLog } else { Attempt::Fresh };
+        let is_suspect = again
+            && self.suspicion.is_on
+            && (self.suspicion.is_wide
+                || self.pending_of(&work).is_some_and(|pending| self.has_begun(&pending)));
+        let attempt = if is_suspect { Attempt::ToLog } else { Attempt::Fresh };
         self.jobs.queue.push_back(Job { work, attempt });
     }
 
@@ -188,7 +192,7 @@ impl Shard {
             Work::Resume(id) => {
                 if let Some(task) = self.state.record::<TaskRecord>(&RecordKey::task(id)) {
                     self.work += task.state.len() / Self::WORK_BYTES;
-                    self.jobs.step_runs.set_out(id, task, self.suspicion.is_on, self.clock.time(), out);
+                    self.jobs.step_runs.set_out(id, task, self.suspicion.is_wide, self.clock.time(), out);
                 }
             }
             Work::Begin(id, run) => self.begin_step(id, run, out),
@@ -329,7 +333,8 @@ impl Shard {
                     self.give_up(pending, reason, DeadLetterDraft::step(task), out);
                 } else {
                     let run = self.jobs.step_runs.begin(id);
-                    let (asks, alone) = (self.suspicion.is_on, self.suspicion.task == Some(id));
+                    let alone = self.suspicion.task == Some(id);
+                    let asks = alone || self.suspicion.is_wide;
                     out.push(Effect::RunStep { id, run, task, asks, alone });
                 }
             }

@@ -352,6 +352,19 @@ impl Shard {
     /// Must be called before the start, and only if this is certain.
     pub fn assume_clean(&mut self) {
         self.suspicion.is_on = false;
+        self.trust();
+    }
+
+    /// Notes that every primary that may have handled something since the last active epoch has outlived it: only causes are
+    /// suspected of which the log has attempts, for they may have ended a process before. Must be called only if this is
+    /// certain.
+    pub(crate) fn trust(&mut self) {
+        (self.suspicion.is_wide, self.suspicion.until) = (false, Time(0));
+    }
+
+    /// Whether causes are suspected of which the log has no attempts, such as requests that clients repeat.
+    pub(crate) fn suspects(&self) -> bool {
+        self.suspicion.is_wide && (!self.is_active() || self.clock.steady() < self.suspicion.until)
     }
 
     /// Makes the next part have every record: it replaces the stored ones of the shard.
@@ -491,7 +504,7 @@ impl Shard {
         self.mark(self.heard, out);
         self.release.resend_all(&self.state, self.suspicion.is_on, self.clock.steady());
         self.work += self.state.outboxes().iter().count() / Self::LOOKS_AT_ONCE;
-        if self.suspicion.is_on {
+        if self.suspicion.is_wide {
             self.suspicion.until = self.clock.steady().plus(self.settings.suspect_for);
         }
         self.begin_starting();

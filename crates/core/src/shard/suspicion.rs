@@ -21,8 +21,10 @@ const ATTEMPT_BATCH: usize = 64;
 
 /// The suspicions of a shard, and its turns to try causes.
 pub(super) struct Suspicion {
-    /// The last life may not have shut down cleanly.
+    /// The last life may not have shut down cleanly: causes that it has met are tried alone.
     pub(super) is_on: bool,
+    /// Causes of which the log has no attempts may have ended it, too.
+    pub(super) is_wide: bool,
     /// The entry with which this life began.
     pub(super) began: Index,
     /// Time until which requests are suspected: their clients may repeat the one that ended the process. Met tasks wait
@@ -54,6 +56,7 @@ impl Suspicion {
     pub(super) fn new() -> Self {
         Self {
             is_on: true,
+            is_wide: true,
             began: Index(0),
             until: Time(0),
             held: false,

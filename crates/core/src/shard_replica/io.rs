@@ -94,6 +94,9 @@ pub enum Frame {
         round: crate::ids::Round,
         /// The time of the sender's clock.
         mark: Mark,
+        /// Whether no cause that the sender has handled as a primary in this life can have ended a process: it leads no epoch any
+        /// more, and the last one that it led ended when its shard suspected nothing.
+        vouches: bool,
     },
 }
 

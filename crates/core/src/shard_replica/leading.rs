@@ -6,7 +6,7 @@ use super::{Role, ShardReplica};
 use crate::blob::Blob;
 use crate::calls::{Answer, Query, Read, Refusal};
 use crate::clock::Now;
-use crate::ids::{Epoch, Index, Micros, ReplicaId, Time};
+use crate::ids::{Epoch, Index, Life, Micros, ReplicaId, Time};
 use crate::replication::epoch::EpochRecord;
 use crate::replication::freshness::TooStale;
 use crate::replication::reads::{ReadKind, Reads};
@@ -51,6 +51,8 @@ pub(super) struct Leading {
     /// The bytes of these.
     late_bytes: usize,
     beats_at: Time,
+    /// The primaries before it of which it is not known that their processes have outlived all that they handled.
+    doubted: BTreeMap<ReplicaId, Life>,
 }
 
 impl Leading {
@@ -136,6 +138,17 @@ impl Leading {
         }
         // It renews the lease, takes the place of a round that may be lost, and reports to the peers how old their states are.
         self.ask(now, out);
+    }
+
+    /// Handles that a life of a replica's process goes on, and that nothing ended it which the replica handled as a primary. Once that is
+    /// known of all primaries that may have handled something since the last active epoch, no cause is suspected that no one has tried.
+    fn handle_vouched(&mut self, replica: ReplicaId, life: Life) {
+        if self.doubted.get(&replica) == Some(&life) {
+            self.doubted.remove(&replica);
+        }
+        if self.doubted.is_empty() {
+            self.shard.trust();
+        }
     }
 
     /// Keeps a call until a round shows that no other primary has served since it came.
@@ -227,7 +240,7 @@ impl ShardReplica {
         let others = record.config.members().iter().copied().chain(learners);
         let peers: BTreeSet<ReplicaId> = others.filter(|id| *id != self.replica.id()).collect();
         let stream = |&to| (to, Stream::new(epoch, record.base, self.settings.stream, now.steady));
-        let leading = Leading {
+        let mut leading = Leading {
             shard,
             epoch,
             streams: peers.iter().map(stream).collect(),
@@ -237,7 +250,11 @@ impl ShardReplica {
             reads: Reads::default(),
             late_bytes: 0,
             beats_at: now.steady.plus(self.settings.heartbeat),
+            doubted: record.earlier.clone(),
         };
+        if !self.suspected {
+            leading.handle_vouched(self.replica.id(), record.life);
+        }
         if leading.is_alone() {
             self.tail = Tail::new(record.base.index);
         }
@@ -273,6 +290,7 @@ impl ShardReplica {
                     self.tail = Tail::new(leading.shard.state().position().index);
                 }
                 self.runs = leading.shard.last_run();
+                self.suspected = leading.shard.suspects();
                 let mut state = leading.shard.into_state();
                 // It would keep what is changed for one that takes nothing any more.
                 state.end_snapshot();
@@ -312,11 +330,14 @@ impl ShardReplica {
                 out.replica.push(Effect::Superseded { epoch, promised });
             }
             // Others are sent no round, and what is kept of them would have no bound.
-            Frame::Confirm { epoch, round, mark }
+            Frame::Confirm { epoch, round, mark, vouches }
                 if epoch == leading.epoch && leading.streams.contains_key(&from) =>
             {
                 leading.rounds.handle_confirmed(from, round, mark);
                 leading.shard.note_lease(leading.rounds.leased_until());
+                if vouches && !leading.doubted.is_empty() {
+                    leading.handle_vouched(from, mark.life);
+                }
                 // Answers may have waited for the lease alone.
                 self.release(now, handler, out);
             }
@@ -511,6 +532,7 @@ mod tests {
     use crate::calls::{Call, Identity, Lost, Outcome, Request};
     use crate::capture::View;
     use crate::commit_tracker::EpochConfig;
+    use crate::entry::{Cause, Entry};
     use crate::handler::{Handler, Txn};
     use crate::ids::{CallToken, Colour, Generation, Incarnation, Life, Round, SessionId, ShardId};
     use crate::key::Key;
@@ -567,7 +589,8 @@ mod tests {
         let [members, learners] = [members, learners].map(|ids| ids.iter().copied().map(ReplicaId).collect());
         let config = EpochConfig::parse(Epoch(epoch), members, 1, ReplicaId(1)).unwrap();
         let (life, lease, generation, losses) = (Life(1), Micros(0), Generation(0), Losses::default());
-        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
+        let earlier = BTreeMap::new();
+        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses, earlier });
         Input::Lead { record, learners, max_lag: Micros(100) }
     }
 
@@ -626,6 +649,83 @@ mod tests {
         };
         assert_eq!(end(first), 0, "it is of the epoch that is over");
         assert_eq!(end(second), 1);
+    }
+
+    /// A replica that leads the first epoch of three members behind primaries of these lives.
+    fn follows(earlier: &[(u64, u64)]) -> ShardReplica {
+        let mut replica = replica(Settings::default());
+        lead_after(&mut replica, 1, LogPoint::default(), earlier);
+        replica
+    }
+
+    fn lead_after(replica: &mut ShardReplica, epoch: u64, base: LogPoint, earlier: &[(u64, u64)]) {
+        let Input::Lead { mut record, learners, max_lag } = lead(epoch, base, &[1], &[]) else {
+            unreachable!("it is one")
+        };
+        let members = [1, 2, 3].map(ReplicaId).to_vec();
+        record.config = EpochConfig::parse(Epoch(epoch), members, 2, ReplicaId(1)).unwrap();
+        record.earlier = earlier.iter().map(|(id, life)| (ReplicaId(*id), Life(*life))).collect();
+        give(replica, Input::Lead { record, learners, max_lag });
+        commit(replica);
+    }
+
+    /// Another member stores what there is, and then what follows from that.
+    fn commit(replica: &mut ShardReplica) {
+        for _ in 0..2 {
+            let (epoch, upto) = (replica.replica().promised(), replica.replica().table().last().index);
+            give(replica, Input::Frame { from: ReplicaId(2), frame: Frame::Ack { epoch, upto } });
+        }
+    }
+
+    /// Whether a new request waits for an attempt.
+    fn is_suspected(replica: &mut ShardReplica, number: u8) -> bool {
+        let request = Request {
+            token: CallToken(1),
+            process: Key::new("a").unwrap(),
+            payload: Blob::from([number].as_slice()),
+            principal: "alice".into(),
+            identity: Identity::None,
+            colour: Colour(0),
+            seen: None,
+        };
+        let mut out = Effects::default();
+        replica.handle_shard(NOW, shard::Input::Request(request), &mut Starter, &mut out);
+        let appended = out.shard.iter().find_map(|effect| match effect {
+            shard::Effect::Append { bytes, .. } => Some(Entry::decode(bytes).unwrap().cause),
+            _ => None,
+        });
+        let records = out.log_records();
+        give(replica, Input::Durable(records));
+        commit(replica);
+        appended.expect("it is active") == Cause::Attempt
+    }
+
+    #[test]
+    fn requests_are_suspected_until_all_primaries_before_are_known_to_live() {
+        let mut replica = follows(&[(2, 4), (3, 7)]);
+        let mut confirms = |number, from, life, vouches| {
+            let mark = Mark { life: Life(life), at: Time(1) };
+            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(0), mark, vouches };
+            give(&mut replica, Input::Frame { from: ReplicaId(from), frame });
+            is_suspected(&mut replica, number)
+        };
+        assert!(confirms(1, 2, 4, true), "the other one is missing");
+        assert!(confirms(2, 3, 8, true), "its process began anew");
+        assert!(confirms(3, 3, 7, false), "it suspected something itself");
+        assert!(!confirms(4, 3, 7, true));
+        assert!(!is_suspected(&mut follows(&[]), 1), "there were none");
+    }
+
+    #[test]
+    fn a_primary_that_follows_itself_suspects_what_it_suspected_before() {
+        for (earlier, was_suspected) in [(&[][..], false), (&[(2, 4)][..], true)] {
+            let mut replica = follows(earlier);
+            assert_eq!(is_suspected(&mut replica, 1), was_suspected);
+            give(&mut replica, Input::Seal(Seal { epoch: Epoch(2), lease: Micros(0) }));
+            let base = replica.replica().table().last();
+            lead_after(&mut replica, 2, base, &[(1, 1)]);
+            assert_eq!(is_suspected(&mut replica, 2), was_suspected);
+        }
     }
 
     #[test]
@@ -753,13 +853,14 @@ mod tests {
         );
         let config = EpochConfig::parse(Epoch(1), vec![ReplicaId(1), ReplicaId(2)], 2, ReplicaId(1)).unwrap();
         let (life, lease, generation, losses) = (Life(1), Micros(0), Generation(0), Losses::default());
-        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
+        let earlier = BTreeMap::new();
+        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses, earlier });
         let now = Now { steady: Time(1), wall: Time(1) };
         let mut give = |input| replica.handle(now, input, &mut Idle, &mut Effects::default());
         give(Input::Lead { record, learners: vec![ReplicaId(3)], max_lag: Micros(100) });
         let mark = Mark { life: Life(1), at: Time(1) };
         let mut confirm = |from| {
-            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(0), mark };
+            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(0), mark, vouches: true };
             let input = Input::Frame { from: ReplicaId(from), frame };
             replica.handle(now, input, &mut Idle, &mut Effects::default());
             let Role::Leads(leading) = &replica.role else { panic!("it leads") };

@@ -69,6 +69,8 @@ pub struct ShardReplica {
     is_clean: bool,
     /// The shard is held when it begins, whatever it has met itself.
     is_held: bool,
+    /// The last epoch that it led in this life ended while its shard still suspected causes of which the log has no attempts.
+    suspected: bool,
     /// An entry did not follow from the state, or one is missing that was acknowledged.
     is_unusable: bool,
     /// The last entry that the state held when its age was last reported.
@@ -128,6 +130,7 @@ impl ShardReplica {
             runs: StepRun::default(),
             is_clean: false,
             is_held: false,
+            suspected: false,
             is_unusable: false,
             applied: Index(0),
             takes_snapshot: false,
@@ -603,7 +606,9 @@ impl ShardReplica {
                     self.send_primary(epoch, Frame::Diverged { epoch, table }, &mut out.replica);
                 }
                 Action::Confirm { epoch, round, mark } => {
-                    self.send_primary(epoch, Frame::Confirm { epoch, round, mark }, &mut out.replica);
+                    let vouches = self.replica.leads().is_none() && !self.suspected;
+                    let frame = Frame::Confirm { epoch, round, mark, vouches };
+                    self.send_primary(epoch, frame, &mut out.replica);
                 }
                 Action::Refuse { epoch, promised } => out.replica.push(match source {
                     Source::Peer(to) => Effect::Send { to, frame: Frame::Refuse { epoch, promised } },

@@ -45,6 +45,11 @@ pub(crate) enum Bug {
     /// A primary does not report what a replica has acknowledged when a connection begins (rule 18). An older disk that the control
     /// plane cannot see is not drawn: a script has it.
     AckedUnsaid,
+    /// The record of an epoch does not name the primaries before it, so that a request that ended each of them is suspected by none.
+    /// Drawn faults end no process by a request: a run of its own does.
+    PastTrusted,
+    /// A primary that still suspected requests when its epoch ended vouches for its life.
+    SuspicionForgotten,
 }
 
 impl Bug {

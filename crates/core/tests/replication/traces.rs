@@ -1,6 +1,7 @@
 //! One replica that is driven by hand: what it does with inputs that come late or are wrong.
 
 use crate::world::{Lister, SETTINGS, SHARD, take_written};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Refusal, Request};
@@ -8,11 +9,11 @@ use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{
-    CallToken, Colour, Epoch, Generation, Incarnation, Index, Life, Micros, ReplicaId, RequestNumber,
+    CallToken, Colour, Epoch, Generation, Incarnation, Index, Life, Micros, ReplicaId, RequestNumber, Round,
     SessionId, Time,
 };
 use stead_core::key::Key;
-use stead_core::replication::epoch::{EpochRecord, Mark};
+use stead_core::replication::epoch::{Ask, EpochRecord, Mark};
 use stead_core::replication::lease::Grants;
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint, Losses};
@@ -81,8 +82,8 @@ fn lead(epoch: u64, base: LogPoint, members: &[ReplicaId]) -> Input {
     let acks = members.len() / 2 + 1;
     let config = EpochConfig::parse(Epoch(epoch), members.to_vec(), acks, members[0]).unwrap();
     let (life, lease) = (Life(1), Micros(0));
-    let (generation, losses) = (Generation(0), Losses::default());
-    let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
+    let (generation, losses, earlier) = (Generation(0), Losses::default(), BTreeMap::new());
+    let record = Box::new(EpochRecord { config, life, lease, generation, base, losses, earlier });
     Input::Lead { record, learners: Vec::new(), max_lag: Micros(1) }
 }
 
@@ -424,6 +425,32 @@ fn a_backup_asks_its_primary_again_over_a_new_connection() {
 }
 
 #[test]
+fn a_primary_vouches_for_its_life_once_it_leads_no_more_and_suspected_nothing() {
+    let vouches = |replica: &mut ShardReplica| {
+        let ask = Ask { epoch: Epoch(2), round: Round(1), lease: Micros(0), fresh: None };
+        let effects = give(replica, Input::Frame { from: TWO, frame: Frame::Ask(ask) });
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Send { to: TWO, frame: Frame::Confirm { vouches, .. } } => Some(vouches),
+            _ => None,
+        })
+    };
+    let led_after = |earlier: &[(ReplicaId, Life)]| {
+        let mut one = replica(ONE, &[]);
+        let Input::Lead { mut record, learners, max_lag } = lead(1, at(0, 0), &[ONE, TWO, THREE]) else {
+            unreachable!("it is one")
+        };
+        record.earlier = earlier.iter().copied().collect();
+        give_and_sync(&mut one, Input::Lead { record, learners, max_lag });
+        let still = vouches(&mut one);
+        give(&mut one, append(TWO, 2, at(0, 0), 0, &[]));
+        (still, vouches(&mut one))
+    };
+    assert_eq!(led_after(&[]), (Some(false), Some(true)));
+    assert_eq!(led_after(&[(THREE, Life(1))]), (Some(false), Some(false)), "it suspected requests");
+    assert_eq!(vouches(&mut replica(ONE, &[])), Some(true), "it led nothing");
+}
+
+#[test]
 fn a_refusal_that_a_session_is_unknown_waits_for_a_confirmed_round() {
     let mut primary = replica(ONE, &[]);
     give_and_sync(&mut primary, lead(1, LogPoint::default(), &[ONE, TWO, THREE]));
@@ -452,7 +479,7 @@ fn a_refusal_that_a_session_is_unknown_waits_for_a_confirmed_round() {
         _ => None,
     });
     let mark = Mark { life: Life(1), at: Time(0) };
-    let frame = Frame::Confirm { epoch: Epoch(1), round: asked.unwrap(), mark };
+    let frame = Frame::Confirm { epoch: Epoch(1), round: asked.unwrap(), mark, vouches: true };
     let out = give_whole(&mut primary, Input::Frame { from: TWO, frame });
     let [shard::Effect::Answer(answer)] = &out.shard[..] else { panic!("{out:?}") };
     assert_eq!((answer.token, &answer.result), (CallToken(5), &Err(Refusal::UnknownSession(SessionId(9)))));

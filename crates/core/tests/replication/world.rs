@@ -7,6 +7,7 @@ mod control;
 mod early;
 mod links;
 mod node;
+mod poison;
 mod script;
 mod service;
 mod stale;
@@ -584,7 +585,10 @@ impl World {
         let end = cut.filter(|_| kept).unwrap_or(records.len());
         records[..end].iter().for_each(|record| recovery.handle_record(record.clone()));
         let to = if kept { Index(u64::MAX) } else { Index(self.rng.u64(from.0.max(snapshot.0)..=upto.0)) };
-        self.give(at, Input::Rebuilt { number, state: Box::new(recovery.fold(to)) })
+        // Nothing is read of it before it has come so far again.
+        let (node, state) = (&mut self.nodes[at], Box::new(recovery.fold(to)));
+        node.seen = node.seen.min(state.position().index);
+        self.give(at, Input::Rebuilt { number, state })
     }
 
     fn sync(&mut self, at: usize) -> Result<(), String> {
@@ -696,7 +700,7 @@ impl World {
         self.plane.heal();
         // Each node is to have a replica.
         self.set_dial(size, size / 2 + 1);
-        self.fail_over();
+        self.fail_over(None);
         for _ in 0..40_000 {
             self.step()?;
             let last = self.committed.len() as u64;

@@ -158,14 +158,16 @@ fn record(epoch: Epoch) -> EpochRecord {
     let mut losses = Losses::default();
     losses.record(Epoch(1), Index(10));
     let (life, lease, generation) = (Life(2), Micros(2_000_000), Generation(0));
-    EpochRecord { config, life, lease, generation, base: at(1, 10), losses }
+    let earlier = [(ReplicaId(9), Life(1))].into();
+    EpochRecord { config, life, lease, generation, base: at(1, 10), losses, earlier }
 }
 
 fn draw_record(rng: &mut fastrand::Rng, epoch: Epoch) -> EpochRecord {
     let mut losses = Losses::default();
     (0..rng.u64(0..3)).for_each(|_| losses.record(Epoch(rng.u64(..epoch.0)), Index(rng.u64(..))));
     let base = at(rng.u64(..epoch.0), rng.u64(..) >> 16);
-    EpochRecord { life: Life(rng.u64(..)), base, losses, ..record(epoch) }
+    let earlier = (0..rng.u64(0..3)).map(|id| (ReplicaId(id), Life(rng.u64(..)))).collect();
+    EpochRecord { life: Life(rng.u64(..)), base, losses, earlier, ..record(epoch) }
 }
 
 fn draw(rng: &mut fastrand::Rng) -> Message {
@@ -188,7 +190,7 @@ fn draw(rng: &mut fastrand::Rng) -> Message {
             let fresh = rng.bool().then(|| Fresh { as_of: mark(rng), upto: Index(number(rng)) });
             Frame::Ask(Ask { epoch, round: Round(rng.u64(..)), lease: Micros(rng.u64(..)), fresh })
         }
-        4 => Frame::Confirm { epoch, round: Round(rng.u64(..)), mark: mark(rng) },
+        4 => Frame::Confirm { epoch, round: Round(rng.u64(..)), mark: mark(rng), vouches: rng.bool() },
         5 => {
             let bytes: Vec<u8> = (0..rng.usize(0..3_000)).map(|_| rng.u8(..)).collect();
             let (offset, after) = (number(rng), number(rng));
@@ -475,6 +477,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
                 epoch: Epoch(3),
                 round: Round(8),
                 mark: Mark { life: Life(2), at: Time(5) },
+                vouches: true,
             }),
         ),
         (

@@ -196,8 +196,8 @@ impl World {
         self.plane.proposals.push(Command::SetDial { service, expected, dial: dial(replicas, acks) });
     }
 
-    pub(super) fn fail_over(&mut self) {
-        let fact = Fact::Failover { shard: SHARD, to: None, is_forced: false };
+    pub(super) fn fail_over(&mut self, to: Option<usize>) {
+        let fact = Fact::Failover { shard: SHARD, to: to.map(node_id), is_forced: false };
         self.plane.controller.handle(Now::at(self.now), fact);
     }
 

@@ -81,6 +81,9 @@ impl World {
                             record.config =
                                 EpochConfig::parse(epoch, members, acks, config.primary()).unwrap();
                         }
+                        if self.bug == Some(Bug::PastTrusted) {
+                            record.earlier.clear();
+                        }
                         if self.bug == Some(Bug::LossUnannounced) {
                             record.losses = Losses::default();
                         }
@@ -126,6 +129,7 @@ impl World {
                 let (id, frame) = (self.nodes[at].id, Frame::Ack { epoch: head.epoch, upto });
                 self.send(id, from, Message::Frame(frame));
             }
+            (Some(Bug::SuspicionForgotten), Frame::Confirm { vouches, .. }) => *vouches = true,
             (Some(Bug::LearnerCounted), Frame::Ack { .. }) => {
                 let config = &self.history.newest().config;
                 if !config.members().contains(&from) {

@@ -271,8 +271,8 @@ impl Cluster {
         self.nodes.values().for_each(|node| node.shared.follow_routes([(SHARD, &route)]));
         self.route = Some(route);
         let (life, lease) = (Life(self.nodes[&node].shared.lives()), Micros(0));
-        let (generation, losses) = (Generation(0), Losses::default());
-        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
+        let (generation, losses, earlier) = (Generation(0), Losses::default(), BTreeMap::new());
+        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses, earlier });
         self.give(node, shard_replica::Input::Lead { record, learners, max_lag: MAX_LAG });
     }
 

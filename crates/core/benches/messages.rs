@@ -75,6 +75,7 @@ impl World {
                 identity: Identity::None,
                 colour: Default::default(),
                 seen: None,
+                is_first: false,
             };
             world.give(shard, Input::Request(request));
         }

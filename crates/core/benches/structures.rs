@@ -157,6 +157,7 @@ impl One {
             identity,
             colour: Colour(0),
             seen: None,
+            is_first: false,
         }));
     }
 

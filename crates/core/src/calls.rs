@@ -30,6 +30,8 @@ pub struct Request {
     pub colour: Colour,
     /// The newest entry of the shard that an answer to the client included: if it is lost, the client gets [`Lost`].
     pub seen: Option<LogPoint>,
+    /// Whether no shard can have had it before, so that it has not ended the process of an earlier primary. False if that is unknown.
+    pub is_first: bool,
 }
 
 /// The identity by which a retry of a request is recognised.

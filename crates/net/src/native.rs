@@ -83,6 +83,9 @@ pub enum Ask<'b> {
         /// The newest entry of the shard that an answer to the client included.
         #[n(6)]
         seen: Option<LogPoint>,
+        /// Whether no shard can have had it before. `None` is false. What is sent again does not say so: see [`repeated`].
+        #[n(7)]
+        is_first: Option<bool>,
     },
     /// To answer a query.
     #[n(3)]
@@ -314,6 +317,27 @@ impl<'b> Ask<'b> {
     /// If the bytes are no request.
     pub fn decode_untimed(bytes: &'b [u8]) -> Result<Self, Unreadable> {
         Ok(minicbor::decode(bytes)?)
+    }
+}
+
+/// Returns an encoded request as it is sent again: a shard may have had it.
+#[must_use]
+pub fn repeated(ask: &Bytes) -> Bytes {
+    match Ask::decode_untimed(ask) {
+        Ok(Ask::Request {
+            shard,
+            process,
+            payload,
+            principal,
+            identity,
+            colour,
+            seen,
+            is_first: Some(true),
+        }) => {
+            let is_first = None;
+            Ask::Request { shard, process, payload, principal, identity, colour, seen, is_first }.encode()
+        }
+        _ => ask.clone(),
     }
 }
 

@@ -285,6 +285,8 @@ impl Clients {
             }
             Name::None => Identity::None,
         };
+        // The caller of a call with a key may have made it before.
+        let is_first = calling.attempts == 0 && matches!(calling.name, Name::Session { .. });
         calling.attempts = calling.attempts.wrapping_add(1).max(1);
         if calling.seen.is_none() && !calling.call.query {
             calling.seen = Some(client.seen.iter().map(|(shard, index)| (*shard, *index)).collect());
@@ -303,6 +305,7 @@ impl Clients {
                 identity,
                 colour: client.colour,
                 seen: None,
+                is_first,
             })
         };
         let shard = calling.shard;
@@ -340,6 +343,7 @@ impl Clients {
             identity,
             colour: client.colour,
             seen: None,
+            is_first: false,
         });
         Some((calling.shard, input))
     }

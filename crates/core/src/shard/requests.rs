@@ -66,13 +66,13 @@ impl Shard {
     /// Returns the waiting cause for a request that may have ended the process: it is handled only after an attempt is
     /// logged.
     fn suspect(&self, request: &Request) -> Option<Pending> {
-        let met = self.state.has_begun_requests();
-        if !self.is_active() || !met && self.clock.steady() >= self.suspicion.until {
+        let may_be_any = !request.is_first && self.clock.steady() < self.suspicion.until;
+        if !self.is_active() || !may_be_any && !self.state.has_begun_requests() {
             return None;
         }
         let suspect = self.suspect_of(request);
         // A met cause may have ended the process, however late its client repeats it.
-        if self.clock.steady() >= self.suspicion.until && !self.has_begun(&suspect) {
+        if !may_be_any && !self.has_begun(&suspect) {
             return None;
         }
         // Only a request that would be handled needs an attempt.

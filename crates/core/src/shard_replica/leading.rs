@@ -624,6 +624,7 @@ mod tests {
             identity: Identity::None,
             colour: Colour(0),
             seen: None,
+            is_first: false,
         };
         let mut out = Effects::default();
         replica.handle_shard(NOW, shard::Input::Request(request), &mut Starter, &mut out);
@@ -687,6 +688,7 @@ mod tests {
             identity: Identity::None,
             colour: Colour(0),
             seen: None,
+            is_first: false,
         };
         let mut out = Effects::default();
         replica.handle_shard(NOW, shard::Input::Request(request), &mut Starter, &mut out);
@@ -740,10 +742,11 @@ mod tests {
         // The answer to a request, or to a query of a kind.
         let mut ask = |seen, read: Option<Read>| {
             let (token, process, payload) = (CallToken(1), Key::new("a").unwrap(), Blob::empty());
-            let (principal, identity, colour) = ("alice".into(), Identity::None, Colour(0));
+            let (principal, identity, colour, is_first) = ("alice".into(), Identity::None, Colour(0), true);
             let input = match read {
                 None => {
-                    let request = Request { token, process, payload, principal, identity, colour, seen };
+                    let request =
+                        Request { token, process, payload, principal, identity, colour, seen, is_first };
                     shard::Input::Request(request)
                 }
                 Some(read) => shard::Input::Query(Query { token, process, payload, principal, read, seen }),

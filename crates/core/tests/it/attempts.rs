@@ -198,6 +198,36 @@ fn a_call_without_identity_that_ends_the_process_is_given_up_until_its_dead_lett
 }
 
 #[test]
+fn a_request_that_is_sent_for_the_first_time_is_suspected_only_once_it_has_begun() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    let session = world.open("a", 9);
+    let at = |number| numbered(session, number, 0);
+    world.crash();
+    world.store_all();
+    let attempts =
+        |world: &World| world.log.values().flatten().filter(|entry| entry.cause == Cause::Attempt).count();
+    world.request_first("a", "add x", at(1));
+    assert_eq!((world.state("a").as_str(), attempts(&world)), ("x", 0), "it waits for nothing");
+    world.request("a", "add y", at(2));
+    world.settle();
+    assert_eq!((world.state("a").as_str(), attempts(&world)), ("xy", 1));
+
+    // Unsuspected, in a group, and then alone, whatever it says.
+    for (deaths, is_first) in [(1, true), (2, false), (3, true)] {
+        if is_first {
+            world.request_first("a", "die", at(3));
+        } else {
+            world.request("a", "die", at(3));
+        }
+        world.settle();
+        assert_eq!(world.deaths, deaths);
+    }
+    let token = world.request_first("a", "die", at(3));
+    world.settle();
+    assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 1 }));
+}
+
+#[test]
 fn a_request_that_was_only_near_is_never_refused_for_it() {
     let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
     let session = world.open("a", 9);

@@ -234,6 +234,7 @@ impl One {
             identity: Identity::None,
             colour: Default::default(),
             seen: None,
+            is_first: false,
         };
         let mut out = Vec::new();
         self.0.handle(Now::at(Time(2)), Input::Request(request), &mut Does(does), &mut out);

@@ -431,6 +431,22 @@ impl World {
         identity: Identity,
         colour: Colour,
     ) -> CallToken {
+        self.send(key, payload, identity, colour, false)
+    }
+
+    /// Sends a request that no shard can have had before.
+    pub(crate) fn request_first(&mut self, key: &str, payload: &str, identity: Identity) -> CallToken {
+        self.send(key, payload, identity, Colour(0), true)
+    }
+
+    fn send(
+        &mut self,
+        key: &str,
+        payload: &str,
+        identity: Identity,
+        colour: Colour,
+        is_first: bool,
+    ) -> CallToken {
         self.next_token = self.next_token.next();
         let request = Request {
             token: self.next_token,
@@ -440,6 +456,7 @@ impl World {
             identity,
             colour,
             seen: None,
+            is_first,
         };
         self.give(self.shard_of(key), Input::Request(request));
         self.next_token

@@ -50,6 +50,8 @@ pub(crate) enum Bug {
     PastTrusted,
     /// A primary that still suspected requests when its epoch ended vouches for its life.
     SuspicionForgotten,
+    /// A client says of each request that it is sent for the first time.
+    AlwaysFirst,
 }
 
 impl Bug {

@@ -144,7 +144,7 @@ fn a_request_that_ends_each_primary_is_given_up() {
     for seed in 1..=10 {
         World::poison(seed, None).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
-    for bug in [Bug::PastTrusted, Bug::SuspicionForgotten] {
+    for bug in [Bug::PastTrusted, Bug::SuspicionForgotten, Bug::AlwaysFirst] {
         let found = (1..=40).find_map(|seed| World::poison(seed, Some(bug)).err());
         let found = found.unwrap_or_else(|| panic!("{bug:?} is not found"));
         assert!(found.starts_with("[17] a request has ended"), "{bug:?}: {found}");

@@ -467,6 +467,7 @@ fn a_refusal_that_a_session_is_unknown_waits_for_a_confirmed_round() {
         identity,
         colour: Colour(0),
         seen: None,
+        is_first: false,
     };
     let mut out = Effects::default();
     let now = Now { steady: Time(1_000), wall: Time(1_000) };

@@ -19,7 +19,7 @@ use stead_core::topology::Topology;
 use stead_net::connection::{Connection, Event, Failure};
 use stead_net::frame::Origin;
 use stead_net::handshake::{HandshakeError, Local, RefusalKind, Role};
-use stead_net::native::{Answer, Ask, Identified, Primary, Promised, with_time};
+use stead_net::native::{Answer, Ask, Identified, Primary, Promised, repeated, with_time};
 use stead_net::payload::PayloadWriter;
 
 fn refusals() -> Vec<Refusal> {
@@ -127,6 +127,7 @@ fn asks() -> [Ask<'static>; 15] {
         identity: identity.into(),
         colour: Colour(9),
         seen,
+        is_first: None,
     };
     let request = |identity| request_of(identity, None);
     let query_of = |read, seen| {
@@ -183,6 +184,18 @@ fn each_request_arrives_with_the_time_that_is_left() {
 }
 
 #[test]
+fn a_request_that_is_sent_again_does_not_say_that_it_is_the_first_time() {
+    for ask in asks() {
+        let mut said = ask.clone();
+        if let Ask::Request { is_first, .. } = &mut said {
+            *is_first = Some(true);
+        }
+        assert_eq!(Ask::decode_untimed(&said.encode()), Ok(said.clone()));
+        assert_eq!(repeated(&said.encode()), ask.encode(), "nothing else changes");
+    }
+}
+
+#[test]
 fn identities_keep_their_content() {
     let Ask::Request { identity, .. } = &asks()[3] else { panic!("it is a request") };
     let back = Identified::from(Identity::from(identity.clone()));
@@ -207,6 +220,7 @@ fn the_first_version_is_read() {
         identity: Identified::None,
         colour: Colour(9),
         seen: None,
+        is_first: None,
     };
     assert_eq!(Ask::decode(&bytes), Ok((Duration::from_millis(1), ask.clone())));
     assert_eq!(bytes_of(Duration::from_millis(1), &ask), bytes);

@@ -33,10 +33,11 @@ pub(crate) fn command_of<C>(
             let principal = intern(principal);
             (shard, Command::OpenSession { shard, session, principal, reply_to: Some(reply_to) })
         }
-        Ask::Request { shard, process, payload, principal, identity, colour, seen } => {
+        Ask::Request { shard, process, payload, principal, identity, colour, seen, is_first } => {
             check_place(topology, shard, &process)?;
             let (principal, identity) = (intern(principal), identity.into());
-            let request = Request { token, process, payload, principal, identity, colour, seen };
+            let is_first = is_first == Some(true);
+            let request = Request { token, process, payload, principal, identity, colour, seen, is_first };
             (shard, Command::Request { shard, request, reply_to })
         }
         Ask::Query { shard, process, payload, principal, read, seen } => {
@@ -82,15 +83,18 @@ pub(crate) fn ask_of(shard: ShardId, input: &Input) -> Option<(Bytes, bool)> {
         Input::OpenSession { session, principal, .. } => {
             Ask::OpenSession { shard, session: *session, principal }
         }
-        Input::Request(Request { process, payload, principal, identity, colour, seen, .. }) => Ask::Request {
-            shard,
-            process: process.clone(),
-            payload: payload.clone(),
-            principal,
-            identity: identity.clone().into(),
-            colour: *colour,
-            seen: *seen,
-        },
+        Input::Request(Request { process, payload, principal, identity, colour, seen, is_first, .. }) => {
+            Ask::Request {
+                shard,
+                process: process.clone(),
+                payload: payload.clone(),
+                principal,
+                identity: identity.clone().into(),
+                colour: *colour,
+                seen: *seen,
+                is_first: is_first.then_some(true),
+            }
+        }
         Input::Query(Query { process, payload, principal, read, seen, .. }) => Ask::Query {
             shard,
             process: process.clone(),

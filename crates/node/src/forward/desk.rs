@@ -6,6 +6,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::ids::{Micros, NodeId, ShardId, Time};
 use stead_net::forward::Outcome;
+use stead_net::native;
 
 /// Maximum number of calls of a node that wait for other nodes: 16,384.
 const CALLS_MAX: usize = 16_384;
@@ -53,6 +54,11 @@ impl<C> Forwarded<C> {
         in_doubt: bool,
     ) -> Self {
         Self { shard, ask, repeats, reply_to, bytes, in_doubt, pause: Micros(0) }
+    }
+
+    /// Returns the encoded request as it goes to a shard now.
+    pub(crate) fn ask_now(&self) -> Bytes {
+        if self.in_doubt { native::repeated(&self.ask) } else { self.ask.clone() }
     }
 }
 
@@ -209,6 +215,9 @@ impl<C> Desk<C> {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use stead_core::blob::Blob;
+    use stead_core::ids::Colour;
+    use stead_core::key::Key;
 
     fn call(shard: u32, repeats: bool, bytes: usize, deadline: Time) -> Forwarded<()> {
         let reply_to = ReplyTo { caller: (), deadline, timeout: Duration::ZERO };
@@ -273,6 +282,26 @@ mod tests {
         }
         assert_eq!(due, [(ShardId(1), true), (ShardId(4), true)]);
         assert_eq!(desk.due(), Some(LATE), "the third is at another node");
+    }
+
+    #[test]
+    fn a_call_in_doubt_does_not_say_that_it_is_sent_for_the_first_time() {
+        let ask = |is_first| native::Ask::Request {
+            shard: ShardId(1),
+            process: Key::new("a").unwrap(),
+            payload: Blob::empty(),
+            principal: "alice",
+            identity: native::Identified::None,
+            colour: Colour(0),
+            seen: None,
+            is_first,
+        };
+        let mut desk = Desk::new(1);
+        let first = Forwarded { ask: ask(Some(true)).encode(), ..call(1, true, 0, LATE) };
+        assert_eq!(first.ask_now(), first.ask, "no node has had it");
+        desk.send(first, NodeId(7));
+        desk.take_back(Time(5), |_, _| true);
+        assert_eq!(desk.take_due(Time(5)).unwrap().ask_now(), ask(None).encode());
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl<E: Env> Worker<E> {
             Some(node) if node == shared.node => self.forwarded.pause(call, now),
             Some(node) if !self.forwarded.is_down(node) => {
                 let within = Duration::from_micros(call.reply_to.deadline.since(now).0);
-                let ask = call.ask.clone();
+                let ask = call.ask_now();
                 let id = CallId { life: Life(shared.lives), number: self.forwarded.send(call, node) };
                 let call = Call { shard, id, within, ask };
                 self.leave_for(node, PeerMessage::Call { from: shared.node, call });
@@ -90,7 +90,8 @@ impl<E: Env> Worker<E> {
 
     /// Gives a call to its shard, which this node leads now.
     fn give_forwarded(&mut self, shared: &Shared<E>, now: Time, call: Forwarded<Asker<E>>) {
-        let Forwarded { ask, reply_to, bytes, .. } = call;
+        let ask = call.ask_now();
+        let Forwarded { reply_to, bytes, .. } = call;
         let ask = Ask::decode_untimed(&ask).expect("this node encoded it");
         self.calls.command_bytes = bytes;
         match command_of(shared.topology(), ask, |principal| principal.into(), reply_to) {

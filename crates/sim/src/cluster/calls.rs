@@ -53,7 +53,7 @@ impl Cluster {
             let delay = self.random(DELAY);
             if repeats && !self.is_calm && one_in(&mut self.rng, 20) {
                 let later = self.random(DELAY * 100);
-                self.at(later, Event::Call(to, call, ask.clone(), patience));
+                self.at(later, Event::Call(to, call, ask.repeated(), patience));
             }
             self.at(delay, Event::Call(to, call, ask, patience));
         }

@@ -31,6 +31,15 @@ impl Ask {
         let (Self::Open { shard, .. } | Self::Request { shard, .. } | Self::Query { shard, .. }) = self;
         *shard
     }
+
+    /// Returns what comes later than the same: a shard may have had it.
+    pub(super) fn repeated(&self) -> Self {
+        let mut ask = self.clone();
+        if let Self::Request { request, .. } = &mut ask {
+            request.is_first = false;
+        }
+        ask
+    }
 }
 
 /// The session of a client with a shard.
@@ -57,6 +66,8 @@ struct Pending {
     call: u64,
     /// The entry that this try brought along as seen.
     seen: Option<LogPoint>,
+    /// Whether it was sent.
+    is_sent: bool,
 }
 
 /// A call that is sent once.
@@ -151,7 +162,7 @@ impl Clients {
         let floor = model.floor(&process);
         let (answered, call, seen) = (None, 0, None);
         self.all[at].pending =
-            Some(Pending { number, process, shard, identity, floor, answered, call, seen });
+            Some(Pending { number, process, shard, identity, floor, answered, call, seen, is_sent: false });
         true
     }
 
@@ -228,7 +239,8 @@ impl Clients {
             return Some((call, Ask::Open { shard, session }));
         }
         pending.seen = client.seen.get(&shard).copied();
-        let request = request(&pending.process, pending.number, pending.identity.clone(), pending.seen);
+        let mut request = request(&pending.process, pending.number, pending.identity.clone(), pending.seen);
+        request.is_first = !std::mem::replace(&mut pending.is_sent, true);
         Some((call, Ask::Request { shard, request }))
     }
 
@@ -268,7 +280,8 @@ impl Clients {
                 client.sessions.remove(&shard);
                 let identity = self.next_in_session(at, shard);
                 let pending = self.all[at].pending.as_mut().filter(|pending| pending.number == number);
-                pending.expect("it was found above").identity = identity;
+                let pending = pending.expect("it was found above");
+                (pending.identity, pending.is_sent) = (identity, false);
                 return Ok(false);
             }
             // Its call came twice, and the client has a new session since.
@@ -377,6 +390,7 @@ fn request(process: &Key, number: u32, identity: Identity, seen: Option<LogPoint
         identity,
         colour: Colour(0),
         seen,
+        is_first: false,
     }
 }
 

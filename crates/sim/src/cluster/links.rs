@@ -9,7 +9,7 @@ use stead_core::control::facts::Fact;
 use stead_core::ids::{Epoch, ReplicaId, ShardId, Time};
 use stead_core::shard_replica::Input;
 use stead_net::forward::Call;
-use stead_net::native::{Ask, Identified};
+use stead_net::native::{Ask, Identified, repeated};
 use stead_node::PeerMessage;
 
 /// The greatest time until an end of a connection hears that it is broken, in microseconds.
@@ -163,16 +163,18 @@ impl Cluster {
         let epoch = self.plane.directory.shard(call.shard).map(|route| route.epoch).unwrap_or_default();
         let now = self.machines[from].life.as_ref().map(|running| running.parts.shared.now());
         let deadline = now.unwrap_or_default().plus(call.within.into());
-        let epochs = self.links.forwarded.entry((from, call.ask.to_vec(), deadline)).or_default();
+        let ask = repeated(&call.ask).to_vec();
+        let epochs = self.links.forwarded.entry((from, ask, deadline)).or_default();
         let is_again = !epochs.is_empty();
         if epochs.insert(epoch) && epochs.len() == 3 {
             self.marks.hit(ClusterMark::ForwardedOverTwo);
         }
         if is_again && self.bug == Some(ClusterBug::ForwardedWithoutIdentity) {
             let stripped = match Ask::decode_untimed(&call.ask) {
-                Ok(Ask::Request { shard, process, payload, principal, colour, seen, .. }) => {
+                Ok(Ask::Request { shard, process, payload, principal, colour, seen, is_first, .. }) => {
                     let identity = Identified::None;
-                    Ask::Request { shard, process, payload, principal, identity, colour, seen }.encode()
+                    Ask::Request { shard, process, payload, principal, identity, colour, seen, is_first }
+                        .encode()
                 }
                 _ => return,
             };

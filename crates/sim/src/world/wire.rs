@@ -93,10 +93,11 @@ impl World {
         if known && one_in(&mut self.rng, self.profile.net_again) {
             let later = self.random(self.profile.net_delay * 4);
             let mut again = input.clone();
-            if self.bug == Some(Bug::ForgetIdentity)
-                && let Input::Request(request) = &mut again
-            {
-                request.identity = Identity::None;
+            if let Input::Request(request) = &mut again {
+                request.is_first = false;
+                if self.bug == Some(Bug::ForgetIdentity) {
+                    request.identity = Identity::None;
+                }
             }
             self.at(delay + later, Event::Arrive((shard, again), self.now));
         }

@@ -451,7 +451,9 @@ impl Client {
         seen: Option<LogPoint>,
     ) -> Request {
         let colour = self.sessions.colour();
-        Request { token: CallToken(0), process, payload, principal, identity, colour, seen }
+        // A caller may have made the same call before, unless the call has a place of its own in a session.
+        let (token, is_first) = (CallToken(0), false);
+        Request { token, process, payload, principal, identity, colour, seen, is_first }
     }
 
     /// Sends a request in a session.
@@ -485,7 +487,7 @@ impl Client {
                 // Its requests take the same way after it. If it is refused or lost, so are they.
                 let _ = shared.open_session(shard, session, Arc::clone(&self.principal), None);
             });
-            let request = Request { identity: place.identity(), ..request.clone() };
+            let request = Request { identity: place.identity(), is_first: true, ..request.clone() };
             match self.ask(shard, request, timeout).await {
                 Err(RawError::Refused(Refusal::UnknownSession(session))) => {
                     self.sessions.forget(shard, session);
@@ -515,7 +517,7 @@ impl Client {
                 self.open_session_at(remote, shard, within).await?;
                 continue;
             };
-            let request = Request { identity: place.identity(), ..request.clone() };
+            let request = Request { identity: place.identity(), is_first: true, ..request.clone() };
             let got = remote.ask(&ask_of(shard, &request), within).await?;
             let is_repeated = got.is_repeated;
             match self.answer_of(shard, got, timeout) {
@@ -627,6 +629,7 @@ fn ask_of(shard: ShardId, request: &Request) -> Ask<'_> {
         identity: request.identity.clone().into(),
         colour: request.colour,
         seen: request.seen,
+        is_first: request.is_first.then_some(true),
     }
 }
 

@@ -94,6 +94,7 @@ fn deposit(shard: ShardId) -> Request<'static> {
         identity: Identified::None,
         colour: Colour(0),
         seen: None,
+        is_first: None,
     }
 }
 

@@ -4,6 +4,7 @@ use super::World;
 use super::early::Floor;
 use super::node::Node;
 use super::service::list;
+use crate::bugs::Bug;
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Micros, Time};
@@ -18,6 +19,8 @@ pub(super) struct Pending {
     pub(super) floor: Floor,
     pub(super) token: Option<CallToken>,
     pub(super) sent_at: Time,
+    /// Whether it was sent.
+    pub(super) is_sent: bool,
 }
 
 fn query(token: CallToken, read: Read) -> Query {
@@ -50,7 +53,7 @@ impl World {
     pub(super) fn write_anew(&mut self) {
         self.next_number += 1;
         let (number, floor) = (self.next_number, self.floor());
-        self.pending.push(Pending { number, floor, token: None, sent_at: Time(0) });
+        self.pending.push(Pending { number, floor, token: None, sent_at: Time(0), is_sent: false });
     }
 
     /// Sends a pending request once more.
@@ -60,6 +63,7 @@ impl World {
         let pending = &mut self.pending[which];
         (pending.token, pending.sent_at) = (Some(token), self.now);
         let number = pending.number.to_be_bytes();
+        let was_sent = std::mem::replace(&mut pending.is_sent, true);
         let request = Request {
             token,
             process: Key::new("a").unwrap(),
@@ -71,6 +75,7 @@ impl World {
             },
             colour: Colour(0),
             seen: None,
+            is_first: !was_sent || self.bug == Some(Bug::AlwaysFirst),
         };
         shard::Input::Request(request)
     }

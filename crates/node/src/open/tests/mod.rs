@@ -390,6 +390,7 @@ impl Node {
             identity: Identity::None,
             colour: Colour(0),
             seen: None,
+            is_first: false,
         };
         shared.request(shard, request, self.reply_to(number))
     }

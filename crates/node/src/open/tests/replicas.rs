@@ -302,6 +302,7 @@ impl Cluster {
             identity,
             colour: Colour(0),
             seen: None,
+            is_first: false,
         };
         self.nodes[&node].shared.request(SHARD, request, self.reply_to(node, call)).unwrap();
     }

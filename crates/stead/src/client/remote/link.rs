@@ -15,7 +15,7 @@ use stead_net::connection::{Connection, Event, Failure, RequestId, SendError, Se
 use stead_net::endpoint::{Ended, Endpoint};
 use stead_net::frame::Origin;
 use stead_net::handshake::{Local, RefusalKind};
-use stead_net::native::{Answer, Ask, Primary, with_time};
+use stead_net::native::{Answer, Ask, Primary, repeated, with_time};
 use stead_net::network::{AddressError, ConnectionId, Network, check_loopback};
 use stead_node::NoAnswer;
 
@@ -531,7 +531,12 @@ impl Link {
             }
             let home = self.home();
             let direct = call.shard.and_then(|shard| self.direct_to(net, shard));
-            let payload = with_time(call.within.deadline.since(net.now).into(), &call.ask);
+            let within = call.within.deadline.since(net.now).into();
+            let payload = if call.times == 0 {
+                with_time(within, &call.ask)
+            } else {
+                with_time(within, &repeated(&call.ask))
+            };
             let mut outcome = None;
             // Over the second one if the first one takes no more.
             for (connection, address) in direct.into_iter().chain(home) {

@@ -323,12 +323,15 @@ fn an_answer_is_read_although_a_write_fails() {
 #[test]
 fn processes_with_one_data_directory_do_not_replace_each_other() {
     let mut node = Node::new(local(2));
-    let older = node.open(&mut dialer(local(1)), START);
+    let open = node.open(&mut dialer(local(1)), START);
     let role = Role::Peer { node: NodeId(1), directory: 1, process: 9 };
     let mut origin = local(1).origin;
-    for (life, is_connected) in [(origin.life, true), (origin.life, false), (Life(0), false)] {
+    let (same, older) = (RefusalKind::Identity, RefusalKind::OlderLife);
+    for (life, is_connected, kind) in
+        [(origin.life, true, same), (origin.life, false, same), (Life(0), false, older)]
+    {
         if !is_connected {
-            node.endpoint.close(older);
+            node.endpoint.close(open);
         }
         origin.life = life;
         let id = node.accept(START);
@@ -343,8 +346,8 @@ fn processes_with_one_data_directory_do_not_replace_each_other() {
         else {
             panic!("{happened:?}")
         };
-        assert_eq!(refusal.kind(), RefusalKind::Identity);
-        assert_eq!(node.endpoint.peer(NodeId(1)), is_connected.then_some(older));
+        assert_eq!(refusal.kind(), kind);
+        assert_eq!(node.endpoint.peer(NodeId(1)), is_connected.then_some(open));
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Knows numbers only, no entries. One node is the case of one member.
 
+use crate::durability::Durability;
 use crate::ids::{Epoch, Index, ReplicaId};
 use minicbor::Encode;
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub struct EpochConfig {
     acks: usize,
     #[n(3)]
     primary: ReplicaId,
+    #[n(4)]
+    durability: Durability,
 }
 
 /// Reasons for which the configuration of an epoch is refused.
@@ -86,13 +89,25 @@ impl EpochConfig {
         if !members.contains(&primary) {
             return Err(EpochConfigError::Primary { epoch, primary });
         }
-        Ok(Self { epoch, members, acks, primary })
+        Ok(Self { epoch, members, acks, primary, durability: Durability::Always })
     }
 
     /// Returns the configuration of a single replica.
     #[must_use]
     pub fn single(epoch: Epoch, replica: ReplicaId) -> Self {
-        Self { epoch, members: vec![replica], acks: 1, primary: replica }
+        Self { epoch, members: vec![replica], acks: 1, primary: replica, durability: Durability::Always }
+    }
+
+    /// Sets the time at which the members sync what they acknowledge; before that by default.
+    #[must_use]
+    pub fn with_durability(self, durability: Durability) -> Self {
+        Self { durability, ..self }
+    }
+
+    /// Returns the time at which the members sync what they acknowledge.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.durability
     }
 
     /// Returns the epoch.

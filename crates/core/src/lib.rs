@@ -29,6 +29,7 @@ pub mod checkpointing;
 pub mod clock;
 pub mod commit_tracker;
 pub mod control;
+pub mod durability;
 pub mod entry;
 pub mod handler;
 pub mod ids;

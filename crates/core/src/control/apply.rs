@@ -104,12 +104,9 @@ impl ControlState {
         }
         // A disk image that was rolled back counts its lives anew (rule 3).
         let disk = if life <= node.life { DiskState::Lost } else { disk };
-        let (old, new) = match disk {
-            DiskState::Whole => (node.disk, node.disk),
-            DiskState::Doubtful | DiskState::Lost => {
-                let next = node.disk.0.checked_add(1).map(DiskNumber).ok_or(Refusal::NoNumbers)?;
-                (node.disk, next)
-            }
+        let new = match disk {
+            DiskState::Whole | DiskState::Doubtful => node.disk,
+            DiskState::Lost => node.disk.0.checked_add(1).map(DiskNumber).ok_or(Refusal::NoNumbers)?,
         };
         // A successor on the same disk holds the lock of its directory.
         if disk != DiskState::Lost {
@@ -120,7 +117,7 @@ impl ControlState {
         (node.life, node.start, node.addresses, node.disk) = (life, start, addresses, new);
         if disk == DiskState::Doubtful {
             for shard in &mut self.shards {
-                shard.keep_alone(id, old, new);
+                shard.doubt(id, new, life);
             }
         }
         Ok(())
@@ -202,7 +199,8 @@ impl ControlState {
                 let (acks, lease) = dial.acks_and_lease(nodes.len());
                 let members = replicas.keys().copied().collect();
                 let config = EpochConfig::parse(Epoch(1), members, acks, ReplicaId::FIRST);
-                History::new(config.map_err(|_| Refusal::Start)?, life, lease)
+                let config = config.map_err(|_| Refusal::Start)?.with_durability(dial.durability);
+                History::new(config, life, lease)
             }
             ShardStart::Adopted { last, epoch, .. } => {
                 if epoch <= last.epoch || epoch > Epoch::MAX {
@@ -318,11 +316,13 @@ impl ControlState {
         let known: BTreeSet<_> = history.losses().iter().collect();
         let result = if is_forced { history.force(takeover) } else { history.begin(takeover) };
         result.map_err(Refusal::TakeOver)?;
+        // The dial allows as much as an operator does.
+        let goes_without = history.forced() == config.epoch();
         // From the last active epoch on, which the seals may have attested.
         let records = history.records();
         let active = &records[0].config;
         let is_settled = records.len() == 2;
-        if !is_forced && !is_settled {
+        if !goes_without && !is_settled {
             let other = config.members().iter().find(|member| !active.members().contains(member));
             // Unless none of these can lead: then the members of one epoch since, over which the seals needed spread already.
             let since = &records[1..records.len() - 1];
@@ -396,13 +396,11 @@ impl ControlState {
 }
 
 impl ShardRecord {
-    /// Keeps the replica of a node whose disk may have lost something, if no other one may have more.
-    fn keep_alone(&mut self, node: NodeId, old: DiskNumber, new: DiskNumber) {
-        let history = &mut self.history;
-        for (id, placed) in &mut self.replicas {
-            if placed.node == node && placed.disk == old && history.is_alone(*id) {
-                history.handle_doubt(*id);
-                placed.disk = new;
+    /// Notes that the replica on a disk may have lost something before a life of its node.
+    fn doubt(&mut self, node: NodeId, disk: DiskNumber, life: Life) {
+        for (id, placed) in &self.replicas {
+            if placed.node == node && placed.disk == disk {
+                self.history.handle_doubt(*id, life);
             }
         }
     }

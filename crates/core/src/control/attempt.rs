@@ -45,7 +45,7 @@ enum Source {
     /// The members of the newest epoch that names the replica with the best log: no member of the last active one has that log, and
     /// without it too few are sealed. The seals needed spread over no more nodes than before.
     Winner,
-    /// All that answered: an operator gives up the others.
+    /// All that answered: an operator gives up the others, or the dial.
     Answers,
 }
 
@@ -191,6 +191,13 @@ impl Attempt {
         is_expected && !self.answers.contains_key(&preferred) && now.since(self.began) < view.settings.wait
     }
 
+    /// Whether a member that is not sealed may return with what those that are sealed may have lost: none is given up before.
+    fn waits_in_doubt(&self, view: View<'_>, shard: &ShardRecord) -> bool {
+        let is_missing = |member: &ReplicaId| !self.answers.contains_key(member);
+        view.now.steady.since(self.began) < view.settings.doubt_wait
+            && Self::sealed(view, shard).iter().any(is_missing)
+    }
+
     /// Decides on the takeover, if the answers suffice.
     ///
     /// # Errors
@@ -215,6 +222,18 @@ impl Attempt {
                 let config = self.choose(view, loads, id, shard, &all, &judgement, Source::Answers);
                 return Ok(
                     config.map(|(config, life)| (self.takeover(view, id, shard, config, life, all), true))
+                );
+            }
+            Err(error @ TakeoverError::TooFewSeals { .. }) if shard.history().is_doubted() => {
+                let Ok(judgement) = shard.history().judge_doubted(self.epoch, &all) else {
+                    return Err(error);
+                };
+                if self.waits_in_doubt(view, shard) {
+                    return Err(error);
+                }
+                let config = self.choose(view, loads, id, shard, &all, &judgement, Source::Answers);
+                return Ok(
+                    config.map(|(config, life)| (self.takeover(view, id, shard, config, life, all), false))
                 );
             }
             judged => judged?,
@@ -307,7 +326,8 @@ impl Attempt {
             }
             (Source::Wish, None) | (Source::Present, _) => of_active(),
         };
-        members.retain(|member| view.node_of(shard, *member).is_some());
+        let void = shard.history().void();
+        members.retain(|member| view.node_of(shard, *member).is_some() && !void.contains(member));
         members
     }
 
@@ -348,6 +368,7 @@ impl Attempt {
         let dial = view.state.dial_of(id)?;
         let (acks, _) = dial.acks_and_lease(members.len());
         let config = EpochConfig::parse(self.epoch, members, acks, primary.replica).ok()?;
+        let config = config.with_durability(dial.durability);
         if let Some(to) = view.node_of(shard, primary.replica) {
             loads.move_primary(shard.primary_node(), to);
         }

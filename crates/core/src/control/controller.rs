@@ -553,7 +553,8 @@ impl Watched {
             return None;
         }
         let is_same = target.len() == members.len() && target.iter().all(|member| members.contains(member));
-        if is_same && (acks, lease) == (config.acks(), record.lease) {
+        let is_kept = dial.durability == config.durability() && !Self::ends_doubt(view, shard);
+        if is_same && is_kept && (acks, lease) == (config.acks(), record.lease) {
             // All is as it should be, but that the primary's node may be leaving.
             let heir = target.iter().copied().find(|member| self.stays(view, shard, *member));
             let leaves = Self::is_leaving(view, shard, primary);
@@ -567,6 +568,15 @@ impl Watched {
         let is_heir = |member: &&ReplicaId| members.contains(member) && view.is_well(shard, **member);
         let heir = if target.contains(&primary) { None } else { target.iter().find(is_heir).copied() };
         Some(Wish { members: Some(target), primary: heir, ..Wish::of(cause) })
+    }
+
+    /// Whether the next epoch would end a doubt, and enough members are there to begin it without a wait.
+    fn ends_doubt(view: View<'_>, shard: &ShardRecord) -> bool {
+        let (history, config) = (shard.history(), &shard.history().newest().config);
+        let well = config.members().iter().filter(|member| view.is_well(shard, **member));
+        let sure = well.clone().filter(|member| !history.doubts(**member)).count();
+        let needed = config.members().len() - config.commit_quorum() + 1;
+        history.is_doubted() && (sure >= needed || well.count() == config.members().len())
     }
 
     /// Places a learner, if there are fewer replicas than wanted.

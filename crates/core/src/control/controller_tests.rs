@@ -2,7 +2,7 @@
 
 use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, ShardStart};
 use super::controller::Controller;
-use super::dial::{Acks, Dial};
+use super::dial::{Acks, Dial, Durability};
 use super::facts::{Fact, Hello, NodeReport, PeerReport, Request, ShardReport};
 use super::failover::Cause;
 use super::node::{DiskState, StartId};
@@ -339,7 +339,7 @@ fn dial(replicas: u8, acks: Acks) -> Dial {
 const THREE: Dial = Dial {
     replicas: 3,
     acks: Acks::Majority,
-    durability: super::dial::Durability::Always,
+    durability: Durability::Always,
     max_lag: Micros::from_secs(10),
     lease: Micros::from_millis(500),
 };
@@ -933,8 +933,8 @@ fn a_shard_that_a_node_led_alone_is_adopted_and_grows_with_its_log() {
 fn a_dial_that_changes_nothing_of_an_epoch_begins_none() {
     let mut fake = Fake::new(3);
     fake.create(2, THREE);
-    let (service, durability) = (ServiceId(0), super::dial::Durability::Interval);
-    let dial = Dial { durability, max_lag: Micros::from_secs(1), ..THREE };
+    let service = ServiceId(0);
+    let dial = Dial { max_lag: Micros::from_secs(1), ..THREE };
     assert_eq!(fake.state.apply(Command::SetDial { service, expected: THREE, dial }), Outcome::Done);
     fake.run(2_000);
     assert_eq!((fake.commands.len(), fake.state.dial_of(ShardId(1))), (0, Some(&dial)));
@@ -942,4 +942,28 @@ fn a_dial_that_changes_nothing_of_an_epoch_begins_none() {
     let replicas = fake.nodes.values().flat_map(|node| node.replicas.values());
     let lags: Vec<Micros> = replicas.filter(|fake| fake.leads.is_some()).map(|fake| fake.max_lag).collect();
     assert_eq!(lags, [dial.max_lag; 2]);
+}
+
+#[test]
+fn another_durability_is_another_epoch_and_so_is_the_end_of_a_doubt() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    let (service, durability) = (ServiceId(0), Durability::Interval);
+    let dial = Dial { durability, ..THREE };
+    assert_eq!(fake.state.apply(Command::SetDial { service, expected: THREE, dial }), Outcome::Done);
+    let durability_of = |fake: &Fake| {
+        let newest = fake.state.shard(ShardId(0)).unwrap().history().newest();
+        (newest.config.epoch(), newest.config.durability())
+    };
+    fake.run_until(|fake| durability_of(fake).1 == durability && fake.is_settled());
+    let before = durability_of(&fake).0;
+    // The power of a backup is cut: nothing fails, and it counts in full from the next epoch on.
+    let primary = fake.state.shard(ShardId(0)).unwrap().primary_node();
+    let backup = [A, B, C].into_iter().find(|node| primary != Some(*node)).unwrap();
+    fake.restart(backup, DiskState::Doubtful);
+    fake.run_until(|fake| fake.state.shard(ShardId(0)).unwrap().history().is_doubted());
+    fake.run_until(|fake| durability_of(fake).0 > before && fake.is_settled());
+    let history = fake.state.shard(ShardId(0)).unwrap().history();
+    assert!(!history.is_doubted() && history.losses().iter().next().is_none());
+    assert!(fake.causes().iter().all(|cause| !cause.is_failure()), "{:?}", fake.causes());
 }

@@ -1,6 +1,7 @@
 //! A service's dial: the positions between fast and safe.
 
 use crate::commit_tracker::EpochConfig;
+pub use crate::durability::Durability;
 use crate::ids::Micros;
 use minicbor::{Decode, Encode};
 use thiserror::Error;
@@ -26,21 +27,6 @@ impl Acks {
             Self::Count(count) => usize::from(count).clamp(1, members.max(1)),
         }
     }
-}
-
-/// The time at which a node syncs its log to the disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub enum Durability {
-    /// Before it acknowledges: the default.
-    #[default]
-    #[n(0)]
-    Always,
-    /// At intervals: a power cut voids the node's replicas.
-    #[n(1)]
-    Interval,
-    /// Never by itself: a power cut voids the node's replicas.
-    #[n(2)]
-    Never,
 }
 
 /// The dial of a service.

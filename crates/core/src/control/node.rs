@@ -14,8 +14,9 @@ pub enum DiskState {
     /// It holds all that was ever acknowledged.
     #[n(0)]
     Whole,
-    /// The machine was booted anew, and the log is not always synced: it may lack what was acknowledged last. Its replicas are
-    /// void, but for those that are the only ones of their shards: these go on, and the loss is announced.
+    /// The machine was booted anew, and the log was not always synced: it may lack what was acknowledged last in epochs whose
+    /// [`Durability`](crate::durability::Durability) is relaxed. Replicas of these count for less in the next takeover; all others hold
+    /// what they acknowledged.
     #[n(1)]
     Doubtful,
     /// It is new, damaged, or an older copy: its replicas are void (rule 3).

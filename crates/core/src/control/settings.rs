@@ -20,6 +20,9 @@ pub struct Settings {
     pub wait: Micros,
     /// The time for which an operator's failover waits for enough members before it goes on with too few; 2 seconds by default.
     pub force_wait: Micros,
+    /// The time for which a failover waits for all members, if those that answered may have lost what they acknowledged by a power cut,
+    /// before it goes on without that; 10 seconds by default.
+    pub doubt_wait: Micros,
     /// The time in which a primary has to begin to lead; 300 milliseconds by default.
     pub lead: Micros,
     /// The time after which the replicas of a node that has failed are replaced; 10 minutes by default.
@@ -41,6 +44,7 @@ impl Default for Settings {
             propose_again: Micros::from_millis(500),
             wait: Micros::from_millis(100),
             force_wait: Micros::from_secs(2),
+            doubt_wait: Micros::from_secs(10),
             lead: Micros::from_millis(300),
             replace_after: Micros::from_secs(600),
             doubt: Micros::from_secs(2),

@@ -1,7 +1,7 @@
 //! Tests of the state machine.
 
 use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, ShardStart};
-use super::dial::{Acks, Dial, DialError};
+use super::dial::{Acks, Dial, DialError, Durability};
 use super::directory::Directory;
 use super::failover::Cause;
 use super::node::{DiskState, StartId};
@@ -281,18 +281,39 @@ fn one_change_that_is_refused_refuses_no_other() {
 
 #[test]
 fn a_lone_replica_goes_on_after_a_power_cut_and_the_loss_is_announced() {
-    let mut state = with_service(2, dial(1, Acks::Majority));
+    let relaxed = Dial { durability: Durability::Interval, ..dial(1, Acks::Majority) };
+    let mut state = with_service(2, relaxed);
     apply(&mut state, active(1)).unwrap();
     assert_eq!(state.apply(start(1, 1, 2, DiskState::Doubtful)), Outcome::Done);
-    assert_eq!(apply(&mut state, begin(takeover(2, &[1], 2, vec![seal(1, 2, &[1, 1])]))), Ok(()));
+    let answer = SealAnswer { life: Life(2), ..seal(1, 2, &[1, 1]) };
+    assert_eq!(apply(&mut state, begin(takeover(2, &[1], 2, vec![answer]))), Ok(()));
     let newest = state.shard(SHARD).unwrap().history().newest();
     assert!(newest.losses.has(LogPoint { epoch: Epoch(1), index: Index(3) }));
     assert_eq!(newest.generation, Generation(1));
-    // Of several, the one that may have lost something is void.
+    // Of a service that syncs before it acknowledges, nothing is lost.
     let mut state = with_service(3, dial(3, Acks::Majority));
     state.apply(start(1, 1, 2, DiskState::Doubtful));
-    let replica = state.shard(SHARD).unwrap().replicas()[&ReplicaId(1)];
-    assert!(state.is_lost(&replica));
+    let shard = state.shard(SHARD).unwrap();
+    assert!(!state.is_lost(&shard.replicas()[&ReplicaId(1)]) && !shard.history().is_doubted());
+}
+
+#[test]
+fn of_replicas_in_doubt_too_few_begin_nothing_and_enough_begin_with_what_they_have() {
+    let relaxed = Dial { durability: Durability::Interval, ..dial(3, Acks::Majority) };
+    let mut state = with_service(3, relaxed);
+    for node in 1..=3 {
+        state.apply(start(node, 1, 2, DiskState::Doubtful));
+    }
+    let of = |life, answer| SealAnswer { life: Life(life), ..answer };
+    let one = takeover(2, &[1], 2, vec![of(2, seal(1, 2, &[1, 1]))]);
+    let too_few = TakeoverError::TooFewSeals { epoch: Epoch(1), sealed: 1, needed: 2 };
+    assert_eq!(apply(&mut state, begin(one)), Err(Refusal::TakeOver(too_few)));
+    let seals = vec![of(2, seal(1, 2, &[1, 1])), of(2, seal(2, 2, &[1]))];
+    assert_eq!(apply(&mut state, begin(takeover(2, &[1, 2], 2, seals))), Ok(()));
+    let newest = state.shard(SHARD).unwrap().history().newest();
+    assert!(newest.losses.has(LogPoint { epoch: Epoch(1), index: Index(3) }));
+    let failover = state.failovers().back().unwrap();
+    assert_eq!(failover.losses, [LogPoint { epoch: Epoch(1), index: Index(2) }], "an operator sees it");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::epoch::EpochRecord;
 use super::history::{History, RawHistory};
 use super::table::{EpochTable, LogPoint, Losses};
 use crate::commit_tracker::EpochConfig;
+use crate::durability::Durability;
 use crate::ids::{Epoch, Generation, Index, Life, Micros, ReplicaId};
 use minicbor::Decode;
 use minicbor::decode::{Decoder, Error};
@@ -54,15 +55,20 @@ struct RawConfig {
     acks: usize,
     #[n(3)]
     primary: ReplicaId,
+    /// Missing in records of older versions.
+    #[n(4)]
+    #[cbor(default)]
+    durability: Durability,
 }
 
 impl<'b, C> Decode<'b, C> for EpochConfig {
     fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
-        let RawConfig { epoch, members, acks, primary } = d.decode_with(context)?;
+        let RawConfig { epoch, members, acks, primary, durability } = d.decode_with(context)?;
         if epoch > Epoch::MAX || members.len() > Self::MEMBERS_MAX {
             return Err(Error::message("an epoch has a number or members that none reaches"));
         }
         Self::parse(epoch, members, acks, primary)
+            .map(|config| config.with_durability(durability))
             .map_err(|_| Error::message("the configuration of an epoch contradicts itself"))
     }
 }

@@ -3,7 +3,7 @@
 //! A takeover is one conditional command: its evidence, the answers to seals, is judged again where it is applied (rule 9).
 
 use super::epoch::{EpochRecord, SealAnswer};
-use super::table::{EpochTable, LogPoint, Losses};
+use super::table::{LogPoint, Losses};
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{Epoch, Generation, Life, Micros, ReplicaId};
 use minicbor::{Decode, Encode};
@@ -172,9 +172,23 @@ pub struct History {
     /// The last epoch that an operator began; 0 if there is none. What it went on without, no older epoch decides any more.
     #[n(3)]
     forced: Epoch,
-    /// The only member may have lost what it acknowledged, and goes on with what it has.
+    /// Always false. Older versions read it.
     #[n(4)]
-    is_doubted: bool,
+    unused: bool,
+    /// Replicas that may have lost what they acknowledged.
+    #[n(5)]
+    doubted: BTreeMap<ReplicaId, Doubt>,
+}
+
+/// A replica may have lost what it acknowledged in epochs whose members do not sync before that: the power of its node was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub(super) struct Doubt {
+    /// The newest epoch at the last time: in later ones it acknowledges what it has.
+    #[n(0)]
+    epoch: Epoch,
+    /// The first life after the first time. An earlier one that has answered a seal had synced all before it did.
+    #[n(1)]
+    life: Life,
 }
 
 /// A history from outside.
@@ -188,15 +202,19 @@ pub(super) struct RawHistory {
     void: BTreeSet<ReplicaId>,
     #[n(3)]
     forced: Epoch,
-    #[n(4)]
-    is_doubted: bool,
+    /// Missing in histories of older versions.
+    #[n(5)]
+    #[cbor(default)]
+    doubted: BTreeMap<ReplicaId, Doubt>,
 }
 
-/// The word that stands for the seals of absent members.
+/// The word that stands for the seals of members that are absent, or that may have lost what they acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Word {
     /// None: there are enough seals.
     Seals,
+    /// The dial's: enough members are sealed, and some of them may have lost what they acknowledged. The absent ones are given up.
+    Dial,
     /// An operator's: the absent members are given up.
     Operator,
 }
@@ -216,7 +234,8 @@ impl History {
         let (generation, base) = (Generation(0), LogPoint::default());
         let earlier = BTreeMap::new();
         let first = EpochRecord { config, life, lease, generation, base, losses: losses.clone(), earlier };
-        Self { records: vec![first], losses, void: BTreeSet::new(), forced: Epoch(0), is_doubted: false }
+        let (void, doubted) = (BTreeSet::new(), BTreeMap::new());
+        Self { records: vec![first], losses, void, forced: Epoch(0), unused: false, doubted }
     }
 
     /// Creates the history of a shard that one replica has led so far without a control plane. Its first recorded epoch begins
@@ -234,9 +253,16 @@ impl History {
 
     /// Checks a history from outside; `None` if its epochs do not follow each other.
     pub(super) fn parse(raw: RawHistory) -> Option<Self> {
-        let RawHistory { records, losses, void, forced, is_doubted } = raw;
+        let RawHistory { records, losses, void, forced, doubted } = raw;
         let is_ordered = records.is_sorted_by(|a, b| a.config.epoch() < b.config.epoch());
-        (!records.is_empty() && is_ordered).then_some(Self { records, losses, void, forced, is_doubted })
+        (!records.is_empty() && is_ordered).then_some(Self {
+            records,
+            losses,
+            void,
+            forced,
+            unused: false,
+            doubted,
+        })
     }
 
     /// Returns the record of the newest epoch.
@@ -274,6 +300,8 @@ impl History {
         }
         if let Some(at) = self.records.iter().position(|record| record.config.epoch() == epoch) {
             self.records.drain(..at);
+            let first = self.records[0].config.epoch();
+            self.doubted.retain(|_, doubt| doubt.epoch >= first);
         }
     }
 
@@ -283,15 +311,41 @@ impl History {
         self.records.iter().all(|record| record.config.members() == [replica])
     }
 
-    /// Records that the only member may have lost what it acknowledged, for its disk does not keep every promise (rule 3). No other
-    /// replica has more, so it goes on: the next epoch records losses whatever the W, and gives the shard's channels a new
-    /// generation, for its neighbours may hold what is lost.
-    ///
-    /// # Panics
-    /// If the replica is not the only one: then its number is void.
-    pub fn handle_doubt(&mut self, replica: ReplicaId) {
-        assert!(self.is_alone(replica), "a replica that may have lost something does not count [2]");
-        self.is_doubted = true;
+    /// Records that the power of a replica's node was cut before a life. What the replica acknowledged in an epoch whose members sync
+    /// before that is there; in others it may be lost. What it promised is there in each.
+    pub fn handle_doubt(&mut self, replica: ReplicaId, life: Life) {
+        let names = |record: &EpochRecord| record.config.members().contains(&replica);
+        if self.records.iter().any(|record| record.config.durability().is_relaxed() && names(record)) {
+            let epoch = self.newest().config.epoch();
+            // What an earlier cut took is not there either.
+            self.doubted.entry(replica).or_insert(Doubt { epoch, life }).epoch = epoch;
+        }
+    }
+
+    /// Whether a member of an epoch that still matters may have lost what it acknowledged. With the next epoch that is active it
+    /// matters no more.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        !self.doubted.is_empty()
+    }
+
+    /// Whether a replica may have lost what it acknowledged.
+    #[must_use]
+    pub fn doubts(&self, replica: ReplicaId) -> bool {
+        self.doubted.contains_key(&replica)
+    }
+
+    /// Whether the answer of a sealed member says only that it takes part in an epoch no more, and not all that it acknowledged in it.
+    fn is_doubtful(&self, seal: &SealAnswer, config: &EpochConfig) -> bool {
+        let doubt = self.doubted.get(&seal.replica);
+        config.durability().is_relaxed()
+            && doubt.is_some_and(|doubt| config.epoch() <= doubt.epoch && seal.life >= doubt.life)
+    }
+
+    /// Returns the last epoch that began without enough seals, by an operator's word or because the dial allows it; 0 if there is none.
+    #[must_use]
+    pub fn forced(&self) -> Epoch {
+        self.forced
     }
 
     /// Returns [`EpochRecord::earlier`] for the next epoch.
@@ -310,6 +364,15 @@ impl History {
     /// [`TakeoverError`].
     pub fn judge(&self, epoch: Epoch, seals: &[SealAnswer]) -> Result<Judgement, TakeoverError> {
         self.weigh(epoch, seals, Word::Seals)
+    }
+
+    /// Judges the answers to seals for a new epoch, of which those count as well whose replicas may have lost what they acknowledged:
+    /// the dial allows to go on without that. The result shows what would be lost.
+    ///
+    /// # Errors
+    /// [`TakeoverError`].
+    pub fn judge_doubted(&self, epoch: Epoch, seals: &[SealAnswer]) -> Result<Judgement, TakeoverError> {
+        self.weigh(epoch, seals, Word::Dial)
     }
 
     /// Judges the answers to seals for a new epoch that an operator wants, although too few members are left (rule 14). The
@@ -342,38 +405,46 @@ impl History {
         let attested = attested.filter(|active| known(*active) && *active >= self.forced).max();
         let active = attested.unwrap_or_default().max(self.records[0].config.epoch());
         let open = self.records.iter().filter(|record| record.config.epoch() >= active);
-        let logs: BTreeMap<ReplicaId, &EpochTable> = live.map(|seal| (seal.replica, &seal.table)).collect();
+        let logs: BTreeMap<ReplicaId, &SealAnswer> = live.map(|seal| (seal.replica, seal)).collect();
         // An epoch that may have committed something ends only by seals of its own members: those of the newest one alone
         // would not do (rule 9).
-        let mut candidates: BTreeMap<ReplicaId, LogPoint> = BTreeMap::new();
+        let mut candidates: BTreeMap<ReplicaId, (LogPoint, bool)> = BTreeMap::new();
         let mut is_short = false;
         for record in open.clone() {
             let config = &record.config;
             let sealed = config.members().iter().filter_map(|id| logs.get_key_value(id));
-            let mut count = 0;
-            for (id, table) in sealed {
-                count += 1;
-                candidates.insert(*id, table.surviving(&self.losses));
+            let (mut count, mut sure) = (0, 0);
+            for (id, seal) in sealed {
+                let is_sure = !self.is_doubtful(seal, config);
+                (count, sure) = (count + 1, sure + usize::from(is_sure));
+                let candidate = candidates.entry(*id).or_insert((seal.table.surviving(&self.losses), true));
+                candidate.1 &= is_sure;
             }
             // Members that were given up cannot be waited for. All others answered then, and have to answer again.
             let left = config.members().iter().filter(|id| !self.void.contains(id)).count();
             let needed = left.min(config.members().len() - config.commit_quorum() + 1);
-            is_short |= count < needed;
-            if word == Word::Seals && count < needed {
+            is_short |= sure < needed;
+            let sealed = match word {
+                Word::Seals => sure,
+                // All of them are fenced, so that nothing more is committed.
+                Word::Dial => count,
+                Word::Operator => needed,
+            };
+            if sealed < needed {
                 let epoch = config.epoch();
-                return Err(TakeoverError::TooFewSeals { epoch, sealed: count, needed });
+                return Err(TakeoverError::TooFewSeals { epoch, sealed, needed });
             }
         }
         // The last epoch decides, then the length: never the length alone (rule 10).
-        let best = candidates.iter().max_by_key(|(id, last)| (**last, std::cmp::Reverse(**id)));
-        let (&winner, &base) = best.ok_or(TakeoverError::NoSeal { asked: epoch })?;
+        let best = candidates.iter().max_by_key(|(id, log)| (**log, std::cmp::Reverse(**id)));
+        let (&winner, &(base, _)) = best.ok_or(TakeoverError::NoSeal { asked: epoch })?;
         if word == Word::Operator && !is_short {
             return Err(TakeoverError::NotNeeded { asked: epoch });
         }
-        let mut surviving = logs[&winner].clone();
+        let mut surviving = logs[&winner].table.clone();
         surviving.truncate(base.index);
         let mut losses = self.losses.clone();
-        let may_lose = word == Word::Operator || self.is_doubted;
+        let may_lose = word != Word::Seals;
         for record in open.filter(|record| may_lose || record.config.is_asynchronous()) {
             let epoch = record.config.epoch();
             losses.record(epoch, surviving.last_of(epoch));
@@ -381,12 +452,18 @@ impl History {
         Ok(Judgement { winner, base, losses, active })
     }
 
-    /// Applies the command that begins an epoch. The same evidence gives the same record everywhere.
+    /// Applies the command that begins an epoch. The same evidence gives the same record everywhere. If there are enough seals only
+    /// with those of members that may have lost what they acknowledged, which their dial allows, it records what is lost as
+    /// [`Self::force`] does, and gives up the absent members.
     ///
     /// # Errors
     /// [`TakeoverError`].
     pub fn begin(&mut self, takeover: &Takeover) -> Result<&EpochRecord, TakeoverError> {
-        self.apply(takeover, Word::Seals)
+        let is_short = |error: &TakeoverError| matches!(error, TakeoverError::TooFewSeals { .. });
+        match self.weigh(takeover.config.epoch(), &takeover.seals, Word::Seals) {
+            Err(error) if is_short(&error) && self.is_doubted() => self.apply(takeover, Word::Dial),
+            _ => self.apply(takeover, Word::Seals),
+        }
     }
 
     /// Applies an operator's command that begins an epoch although too few members are left (rule 14): the losses of every
@@ -411,20 +488,18 @@ impl History {
         let Judgement { base, losses, active, .. } = self.weigh(asked, seals, word)?;
         let mut void = self.void.clone();
         let mut generation = self.newest().generation;
-        if word == Word::Operator {
+        if word != Word::Seals {
             let open = self.records.iter().filter(|record| record.config.epoch() >= active);
             let is_sealed = |id: &&ReplicaId| seals.iter().any(|seal| seal.replica == **id);
             void.extend(open.flat_map(|record| record.config.members()).filter(|id| !is_sealed(id)));
-        }
-        if word == Word::Operator || self.is_doubted {
             generation = generation.next();
         }
         if let Some(&replica) = config.members().iter().find(|id| void.contains(id)) {
             return Err(TakeoverError::Void { replica });
         }
         self.handle_active(active);
-        (self.losses, self.void, self.is_doubted) = (losses.clone(), void, false);
-        if word == Word::Operator {
+        (self.losses, self.void) = (losses.clone(), void);
+        if word != Word::Seals {
             self.forced = asked;
         }
         let (config, life, lease, earlier) = (config.clone(), *life, *lease, self.primaries());
@@ -436,7 +511,9 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durability::Durability;
     use crate::ids::Index;
+    use crate::replication::table::EpochTable;
 
     const A: ReplicaId = ReplicaId(1);
     const B: ReplicaId = ReplicaId(2);
@@ -447,6 +524,11 @@ mod tests {
 
     fn config(epoch: u64, members: &[ReplicaId], acks: usize) -> EpochConfig {
         EpochConfig::parse(Epoch(epoch), members.to_vec(), acks, members[0]).unwrap()
+    }
+
+    /// An epoch whose members do not sync before they acknowledge.
+    fn relaxed(epoch: u64, members: &[ReplicaId], acks: usize) -> EpochConfig {
+        config(epoch, members, acks).with_durability(Durability::Interval)
     }
 
     /// The answer of a replica whose log holds these epochs, from index 1 on.
@@ -542,12 +624,14 @@ mod tests {
 
     #[test]
     fn a_lone_replica_that_may_have_lost_something_goes_on_and_that_is_announced() {
-        let mut history = History::new(config(1, &[A], 1), Life(1), NONE);
-        history.handle_doubt(A);
-        let record = history.begin(&takeover(1, config(2, &[A], 1), &[seal(A, 2, &[1, 1])])).unwrap().clone();
+        let mut history = History::new(relaxed(1, &[A], 1), Life(1), NONE);
+        history.handle_doubt(A, Life(1));
+        let record =
+            history.begin(&takeover(1, relaxed(2, &[A], 1), &[seal(A, 2, &[1, 1])])).unwrap().clone();
         assert!(record.losses.has(LogPoint { epoch: Epoch(1), index: Index(3) }));
         assert_eq!(record.generation, Generation(1));
-        let record = history.begin(&takeover(2, config(3, &[A], 1), &[seal(A, 3, &[1, 1, 2])])).unwrap();
+        history.handle_active(Epoch(2));
+        let record = history.begin(&takeover(2, relaxed(3, &[A], 1), &[seal(A, 3, &[1, 1, 2])])).unwrap();
         assert_eq!((record.generation, record.losses.iter().count()), (Generation(1), 1), "once");
         assert!(!history.is_alone(B));
     }
@@ -571,6 +655,50 @@ mod tests {
         assert_eq!(next(5, &[A, B, C], 4), [(B, 2)]);
         let adopted = History::adopt(A, Life(3), Epoch(2), LogPoint::default());
         assert_eq!(adopted.newest().earlier, EpochRecord::unknown_past(A));
+    }
+
+    #[test]
+    fn a_power_cut_leaves_no_doubt_where_all_is_synced() {
+        let mut history = History::new(config(1, &[A, B, C], 2), Life(1), NONE);
+        [A, B, C].into_iter().for_each(|id| history.handle_doubt(id, Life(1)));
+        assert!(!history.is_doubted());
+        let seals = [seal(A, 2, &[1, 1]), seal(B, 2, &[1])];
+        let record = history.begin(&takeover(1, relaxed(2, &[A, B, C], 2), &seals)).unwrap();
+        assert_eq!((record.base.index, record.losses.iter().count()), (Index(2), 0));
+        // What epoch 1 has acknowledged is synced still, and what its successor has is not.
+        history.handle_doubt(B, Life(1));
+        let seals = [seal(B, 3, &[1]), seal(C, 3, &[1])];
+        let too_few = TakeoverError::TooFewSeals { epoch: Epoch(2), sealed: 1, needed: 2 };
+        assert_eq!(history.judge(Epoch(3), &seals), Err(too_few));
+        history.handle_active(Epoch(2));
+        assert!(history.is_doubted());
+    }
+
+    #[test]
+    fn seals_of_replicas_in_doubt_end_an_epoch_and_what_may_be_lost_is_recorded() {
+        let mut history = History::new(relaxed(1, &[A, B, C], 2), Life(1), NONE);
+        history.handle_doubt(A, Life(2));
+        let of = |life, seal| SealAnswer { life: Life(life), ..seal };
+        let seals = [of(2, seal(A, 2, &[1])), seal(C, 2, &[1, 1])];
+        let too_few = TakeoverError::TooFewSeals { epoch: Epoch(1), sealed: 1, needed: 2 };
+        assert_eq!(history.judge(Epoch(2), &seals), Err(too_few));
+        assert_eq!(history.judge_doubted(Epoch(2), &seals).map(|judged| judged.base.index), Ok(Index(2)));
+        // One that was sealed before the power was cut had synced all before it answered.
+        let earlier = [of(1, seal(A, 2, &[1])), seal(C, 2, &[1, 1])];
+        assert_eq!(history.judge(Epoch(2), &earlier).map(|judged| judged.losses.iter().count()), Ok(0));
+        // Enough others are sealed: nothing is lost.
+        let enough = [of(2, seal(A, 2, &[1])), seal(B, 2, &[1, 1]), seal(C, 2, &[1, 1])];
+        assert_eq!(history.judge(Epoch(2), &enough).map(|judged| judged.losses.iter().count()), Ok(0));
+        // They are too few in each case.
+        let alone = takeover(1, relaxed(2, &[A], 1), &seals[..1]);
+        assert_eq!(history.clone().begin(&alone), Err(too_few));
+        let record = history.begin(&takeover(1, relaxed(2, &[A, C], 2), &seals)).unwrap().clone();
+        assert!(record.losses.has(LogPoint { epoch: Epoch(1), index: Index(3) }));
+        assert_eq!((history.forced(), record.generation), (Epoch(2), Generation(1)));
+        assert_eq!(history.void().iter().copied().collect::<Vec<_>>(), [B], "it may hold what is lost");
+        assert!(history.is_doubted(), "until the new epoch is active");
+        history.handle_active(Epoch(2));
+        assert!(!history.is_doubted());
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Stream {
     /// The time of the last progress, or at which the peer lacked nothing.
     progress: Time,
     is_slow: bool,
+    /// A power cut may take what the peer has acknowledged.
+    may_lose: bool,
 }
 
 impl Stream {
@@ -80,7 +82,14 @@ impl Stream {
             in_flight: VecDeque::new(),
             progress: now,
             is_slow: false,
+            may_lose: false,
         }
+    }
+
+    /// Lets the peer report a log that lacks what it has acknowledged: a power cut took that.
+    #[must_use]
+    pub fn that_may_lose(self, may_lose: bool) -> Self {
+        Self { may_lose, ..self }
     }
 
     /// Returns the index up to which the peer's log is known to be durable and equal to the primary's.
@@ -182,7 +191,11 @@ impl Stream {
         }
         // One that comes late is of an older log. What was acknowledged stays, and may be trimmed here: a snapshot, whose last entry
         // may need this peer to be committed, must not take its place.
-        self.from = own.common(peer).index.max(self.acked).next();
+        let common = own.common(peer).index;
+        if self.may_lose {
+            self.acked = self.acked.min(common);
+        }
+        self.from = common.max(self.acked).next();
         self.next = self.from;
         self.in_flight.clear();
         self.mode = Mode::Probe { is_sent: false };

@@ -14,6 +14,7 @@ mod world;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use stead_core::durability::Durability;
 use stead_core::ids::{Epoch, Time};
 use stead_core::replication::reads::ReadKind;
 use world::{Frame, Mistake, Shape, World};
@@ -28,6 +29,8 @@ struct Shard {
     prepare: fn(&mut World),
     writes: usize,
     crashes: usize,
+    /// Power cuts, in a world whose members acknowledge before they sync.
+    cuts: usize,
     wipes: usize,
     /// Ticks of the clock; without any, no time passes, and no lease is looked at.
     ticks: u64,
@@ -42,7 +45,10 @@ struct Shard {
 enum Step {
     Write(usize),
     Sync(usize),
+    Cache(usize),
     Crash { node: usize, kept: usize },
+    CutPower { node: usize, kept: usize },
+    CutAll,
     Wipe(usize),
     Tick,
     BeginRound(usize),
@@ -62,7 +68,8 @@ impl Model for Shard {
 
     fn init_states(&self) -> Vec<World> {
         let begin = |shape: &Shape| {
-            let mut world = World::new(self.nodes, *shape, self.ticks > 0, self.mistake);
+            let durability = if self.cuts > 0 { Durability::Interval } else { Durability::Always };
+            let mut world = World::new(self.nodes, *shape, self.ticks > 0, durability, self.mistake);
             (self.prepare)(&mut world);
             world
         };
@@ -83,8 +90,14 @@ impl Model for Shard {
             if node.leading.is_some() && world.rounds < self.rounds {
                 steps.push(Step::BeginRound(at));
             }
-            if node.written() > 0 {
+            if node.unsynced() > 0 {
                 steps.push(Step::Sync(at));
+            }
+            if self.cuts > 0 && node.can_cache() {
+                steps.push(Step::Cache(at));
+            }
+            if world.cuts < self.cuts {
+                steps.extend((0..=node.unsynced()).map(|kept| Step::CutPower { node: at, kept }));
             }
             if node.can_trim() && world.trims < self.trims {
                 steps.push(Step::Trim(at));
@@ -99,6 +112,9 @@ impl Model for Shard {
                 steps.push(Step::Seal(at));
             }
             steps.extend(world.to_lead(at).map(|epoch| Step::Lead(at, epoch)));
+        }
+        if self.cuts > 0 && world.cuts == 0 {
+            steps.push(Step::CutAll);
         }
         if world.now < Time(0).plus_millis(self.ticks) {
             steps.push(Step::Tick);
@@ -130,7 +146,10 @@ impl Model for Shard {
             match &step {
                 Step::Write(node) => world.write(*node),
                 Step::Sync(node) => world.sync(*node),
+                Step::Cache(node) => world.cache(*node),
                 Step::Crash { node, kept } => world.crash(*node, *kept),
+                Step::CutPower { node, kept } => world.cut_power(*node, *kept),
+                Step::CutAll => world.cut_all(),
                 Step::Wipe(node) => world.wipe(*node),
                 Step::Tick => world.tick(),
                 Step::BeginRound(node) => world.begin_round(*node),
@@ -186,6 +205,7 @@ fn shard(shapes: &[&[Shape]]) -> Shard {
         prepare: |_| {},
         writes: 1,
         crashes: 1,
+        cuts: 0,
         wipes: 0,
         ticks: 0,
         rounds: 0,
@@ -264,6 +284,59 @@ fn reads_beside_a_deposed_primary() {
     let shard = shard(&[&[ABC], &[ABC], &[ABC]]);
     let prepare = prepared::two_primaries;
     holds("reads", Shard { prepare, ticks: 2, rounds: 3, reads: 2, crashes: 0, writes: 2, ..shard });
+}
+
+/// A world whose members acknowledge before they sync.
+fn relaxed(shapes: &[&[Shape]]) -> Shard {
+    Shard { cuts: 2, crashes: 0, ..shard(shapes) }
+}
+
+#[test]
+fn power_cuts() {
+    holds("power cuts", relaxed(&[&[ABC], &[ABC, BC], &[ABC]]));
+}
+
+#[test]
+fn power_cuts_behind_an_acknowledged_entry() {
+    let shard = relaxed(&[&[ABC], &[ABC, BC], &[ABC]]);
+    holds("power cuts later", Shard { prepare: prepared::acknowledged, writes: 0, ..shard });
+}
+
+#[test]
+fn power_cuts_beside_early_answers() {
+    holds("power cuts, W = 1", relaxed(&[&[ABC_ONE], &[ABC, ABC_ONE], &[ABC_ALL]]));
+}
+
+#[test]
+fn a_shard_goes_on_after_a_power_cut_of_all_and_announces_the_loss() {
+    let mut world = World::new(3, ABC, false, Durability::Interval, None);
+    prepared::acknowledged(&mut world);
+    let lost = *world.answered.keys().next_back().unwrap();
+    assert_eq!(lost.value, 1, "the client's, not the start entry");
+    world.cut_all();
+    world.begin_sealing(Epoch(2));
+    for node in 0..3 {
+        world.seal(node, Epoch(2));
+        world.sync(node);
+    }
+    world.take_over(ABC, 0, false).unwrap();
+    world.lead(0, Epoch(2));
+    world.settle();
+    assert!(world.nodes[0].serves());
+    assert_eq!(world.wrong, None);
+    assert!(world.history.losses().has(lost.at));
+}
+
+#[test]
+fn a_forgotten_doubt_is_found() {
+    let shard = relaxed(&[&[ABC], &[ABC]]);
+    finds(Mistake::DoubtForgotten, Shard { prepare: prepared::acknowledged, writes: 0, ..shard });
+}
+
+#[test]
+fn a_loss_by_power_cuts_that_is_not_recorded_is_found() {
+    let shard = relaxed(&[&[ABC], &[ABC]]);
+    finds(Mistake::LossNotRecorded, Shard { prepare: prepared::acknowledged, writes: 0, ..shard });
 }
 
 #[test]

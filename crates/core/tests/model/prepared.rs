@@ -64,6 +64,24 @@ fn write_alone(world: &mut World, node: usize) {
     world.writes = 0;
 }
 
+/// A client was answered by an entry that A and B have acknowledged and not synced.
+pub(crate) fn acknowledged(world: &mut World) {
+    world.write(A);
+    world.cache(A);
+    for _ in 0..3 {
+        for frame in std::mem::take(&mut world.frames) {
+            if world.receiver(&frame).is_some_and(|node| node != C) {
+                world.deliver(&frame);
+            }
+        }
+        if world.nodes[B].can_cache() {
+            world.cache(B);
+        }
+    }
+    world.frames.clear();
+    world.writes = 0;
+}
+
 /// A holds two entries of epoch 1 that it alone has; epoch 2 is active at B and C.
 pub(crate) fn long_old_tail(world: &mut World) {
     write_alone(world, A);

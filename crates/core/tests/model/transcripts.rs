@@ -4,6 +4,7 @@
 use crate::transcript;
 use crate::world::{Frame, Shape, World};
 use std::collections::BTreeSet;
+use stead_core::durability::Durability;
 use stead_core::ids::{Epoch, Micros, ReplicaId};
 use stead_core::replication::reads::ReadKind;
 use stead_core::replication::table::LogPoint;
@@ -108,7 +109,7 @@ fn perform(world: &mut Option<World>, words: &[&str]) -> Vec<String> {
     if let ["shard", members, acks, rest @ ..] = words {
         let shape = shape(members, acks);
         let nodes = rest.first().map_or(shape.0.len(), |nodes| number(nodes) as usize);
-        let new = world.insert(World::new(nodes, shape, true, None));
+        let new = world.insert(World::new(nodes, shape, true, Durability::Always, None));
         return (0..nodes).map(|at| describe_node(new, at)).collect();
     }
     let world = world.as_mut().expect("a shard");

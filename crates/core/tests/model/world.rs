@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::commit_tracker::{CommitTracker, EpochConfig};
+use stead_core::durability::Durability;
 use stead_core::ids::{Epoch, Index, Life, Micros, ReplicaId, Round, Time};
 use stead_core::replication::epoch::{Ask, EpochRecord, Mark, Seal, SealAnswer};
 use stead_core::replication::history::{History, Takeover, TakeoverError};
@@ -59,6 +60,8 @@ pub(crate) enum Mistake {
     ReportClaimsFresh,
     /// Section 6 of the design: a snapshot of entries that are not committed is installed.
     SnapshotAhead,
+    /// Rule 3: a replica that may have lost what it acknowledged seals like any other.
+    DoubtForgotten,
     /// Rule 4: an install keeps the tail of a log that is another one at the snapshot's entry.
     KeepsTail,
 }
@@ -122,6 +125,10 @@ impl Log {
     }
 }
 
+fn stream(config: &EpochConfig, base: LogPoint, now: Time) -> Stream {
+    Stream::new(config.epoch(), base, LIMITS, now).that_may_lose(config.durability().is_relaxed())
+}
+
 fn table(base: LogPoint, points: impl Iterator<Item = LogPoint>) -> EpochTable {
     let mut table = EpochTable::new(base);
     points.for_each(|point| table.push(point));
@@ -156,6 +163,8 @@ pub(crate) struct Node {
     pub(crate) replica: Replica,
     pub(crate) life: Life,
     pub(crate) disk: Log,
+    /// What is acknowledged, and would survive the process, but not a power cut.
+    cached: Vec<Record>,
     written: Vec<Record>,
     pub(crate) leading: Option<Leading>,
 }
@@ -163,7 +172,7 @@ pub(crate) struct Node {
 impl Node {
     fn new(id: ReplicaId, life: Life, disk: Log, grants: Grants) -> Self {
         let replica = Replica::new(id, life, disk.promised, disk.table(), grants);
-        Self { replica, life, disk, written: Vec::new(), leading: None }
+        Self { replica, life, disk, cached: Vec::new(), written: Vec::new(), leading: None }
     }
 
     /// All entries, with those on their way to the disk.
@@ -173,8 +182,13 @@ impl Node {
 
     fn log(&self) -> Log {
         let mut log = self.disk.clone();
-        self.written.iter().for_each(|record| log.write(record));
+        self.cached.iter().chain(&self.written).for_each(|record| log.write(record));
         log
+    }
+
+    /// Whether it may acknowledge what it has written before that is synced: these are entries alone.
+    pub(crate) fn can_cache(&self) -> bool {
+        !self.written.is_empty() && self.written.iter().all(|record| matches!(record, Record::Entry(_)))
     }
 
     pub(crate) fn serves(&self) -> bool {
@@ -185,9 +199,14 @@ impl Node {
         self.written.len()
     }
 
+    /// Returns the number of its records that a power cut may take.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.cached.len() + self.written.len()
+    }
+
     /// Whether it has committed entries that are durable and not trimmed.
     pub(crate) fn can_trim(&self) -> bool {
-        self.written.is_empty() && self.replica.commit() > self.replica.table().base().index
+        self.unsynced() == 0 && self.replica.commit() > self.replica.table().base().index
     }
 }
 
@@ -208,10 +227,13 @@ pub(crate) struct World {
     has_clock: bool,
     /// Whether a primary asks by an empty frame first where the logs part, as the protocol allows.
     pub(crate) asks_first: bool,
+    /// Whether members acknowledge before they sync.
+    durability: Durability,
     /// The number of values that were ever written: each is another one.
     values: u8,
     pub(crate) writes: usize,
     pub(crate) crashes: usize,
+    pub(crate) cuts: usize,
     pub(crate) wipes: usize,
     pub(crate) rounds: usize,
     pub(crate) reads: usize,
@@ -234,12 +256,13 @@ impl World {
         nodes: usize,
         (members, acks): Shape,
         has_clock: bool,
+        durability: Durability,
         mistake: Option<Mistake>,
     ) -> Self {
         let id = |node: usize| ReplicaId(node as u64 + 1);
         let config =
             EpochConfig::parse(Epoch(1), members.iter().map(|n| id(*n)).collect(), acks, id(members[0]));
-        let config = config.expect("the model's shapes are valid");
+        let config = config.expect("the model's shapes are valid").with_durability(durability);
         let history = History::new(config, Life(1), LEASE);
         let node = |node| Node::new(id(node), Life(1), Log::default(), Grants::new());
         let mut world = Self {
@@ -253,9 +276,11 @@ impl World {
             now: Time(0),
             has_clock,
             asks_first: false,
+            durability,
             values: 0,
             writes: 0,
             crashes: 0,
+            cuts: 0,
             wipes: 0,
             rounds: 0,
             reads: 0,
@@ -393,7 +418,7 @@ impl World {
         let start = if self.mistake == Some(Mistake::OldTailCounts) { Index(1) } else { base.index.next() };
         let peers = counted.members().iter().copied().filter(|id| *id != config.primary());
         Leading {
-            streams: peers.map(|id| (id, Stream::new(config.epoch(), *base, LIMITS, self.now))).collect(),
+            streams: peers.map(|id| (id, stream(config, *base, self.now))).collect(),
             rounds: Rounds::new(counted.clone(), *lease),
             tracker: CommitTracker::new(counted, start),
             reads: Reads::default(),
@@ -458,9 +483,20 @@ impl World {
     /// The written data reach the disk.
     pub(crate) fn sync(&mut self, node: usize) {
         let now = self.now;
-        let Node { disk, written, replica, .. } = &mut self.nodes[node];
+        let Node { disk, cached, written, replica, .. } = &mut self.nodes[node];
         let records = written.len();
-        written.drain(..).for_each(|record| disk.write(&record));
+        cached.drain(..).chain(written.drain(..)).for_each(|record| disk.write(&record));
+        let mut out = Vec::new();
+        replica.handle_durable(now, records, &mut out);
+        self.perform(node, out, &[]);
+    }
+
+    /// The written data are acknowledged before they reach the disk.
+    pub(crate) fn cache(&mut self, node: usize) {
+        let now = self.now;
+        let Node { cached, written, replica, .. } = &mut self.nodes[node];
+        let records = written.len();
+        cached.append(written);
         let mut out = Vec::new();
         replica.handle_durable(now, records, &mut out);
         self.perform(node, out, &[]);
@@ -468,8 +504,8 @@ impl World {
 
     /// The written data reach the disk, and the replica hears nothing of it.
     fn sync_quietly(&mut self, node: usize) {
-        let Node { disk, written, .. } = &mut self.nodes[node];
-        written.drain(..).for_each(|record| disk.write(&record));
+        let Node { disk, cached, written, .. } = &mut self.nodes[node];
+        cached.drain(..).chain(written.drain(..)).for_each(|record| disk.write(&record));
     }
 
     /// A replica trims its log up to what it has committed, by a snapshot of its own.
@@ -483,7 +519,8 @@ impl World {
     /// The process dies with a part of what was written on the disk, and starts again.
     pub(crate) fn crash(&mut self, node: usize, kept: usize) {
         self.crashes += 1;
-        let Node { replica, life, mut disk, mut written, .. } = self.nodes[node].clone();
+        let Node { replica, life, mut disk, cached, mut written, .. } = self.nodes[node].clone();
+        cached.iter().for_each(|record| disk.write(record));
         written.drain(..kept).for_each(|record| disk.write(&record));
         let led = replica.leads();
         let forgets = self.mistake == Some(Mistake::ForgetsGrants);
@@ -494,6 +531,24 @@ impl World {
         {
             self.lead_again(node, epoch);
         }
+    }
+
+    /// The power of a node is cut, with a part of what was not synced on the disk. The control plane hears of it before the node takes
+    /// part in anything again.
+    pub(crate) fn cut_power(&mut self, node: usize, kept: usize) {
+        self.cuts += 1;
+        let Node { replica, life, mut disk, cached, written, .. } = self.nodes[node].clone();
+        cached.iter().chain(&written).take(kept).for_each(|record| disk.write(record));
+        let life = life.next();
+        self.nodes[node] = Node::new(replica.id(), life, disk, Grants::after_restart(self.now));
+        if self.mistake != Some(Mistake::DoubtForgotten) {
+            self.history.handle_doubt(replica.id(), life);
+        }
+    }
+
+    /// The power of all nodes is cut at once, and takes all that was not synced.
+    pub(crate) fn cut_all(&mut self) {
+        (0..self.nodes.len()).for_each(|node| self.cut_power(node, 0));
     }
 
     /// Mistake: a primary goes on in its epoch after a restart, with what its disk holds.
@@ -612,8 +667,11 @@ impl World {
         if self.mistake == Some(Mistake::NewestEpochOnly) {
             history.handle_active(self.history.newest().config.epoch());
         }
-        let judged =
-            if is_forced { history.judge_forced(epoch, &seals) } else { history.judge(epoch, &seals) };
+        let judged = match history.judge(epoch, &seals) {
+            Err(_) if is_forced => history.judge_forced(epoch, &seals),
+            Err(TakeoverError::TooFewSeals { .. }) => history.judge_doubted(epoch, &seals),
+            judged => judged,
+        };
         let mut base = judged?.base;
         if self.mistake == Some(Mistake::LongestWins) {
             let logs = seals.iter().map(|seal| seal.table.surviving(history.losses()));
@@ -626,6 +684,7 @@ impl World {
             return Ok(());
         };
         let config = EpochConfig::parse(epoch, ids, acks, primary).expect("the model's shapes are valid");
+        let config = config.with_durability(self.durability);
         let expected = self.history.newest().config.epoch();
         let takeover = Takeover { expected, config, life: named.life, lease: LEASE, seals: seals.clone() };
         let begun = if is_forced { history.force(&takeover) } else { history.begin(&takeover) };
@@ -633,8 +692,8 @@ impl World {
         if self.mistake == Some(Mistake::LossNotRecorded) {
             record.losses = Losses::default();
         }
-        if is_forced {
-            // An operator's takeover announces all that it loses, committed or not.
+        if history.forced() == epoch {
+            // Such a takeover announces all that it loses, committed or not.
             self.committed.retain(|entry| !record.losses.has(entry.at));
         }
         self.check_base(primary, record.base);

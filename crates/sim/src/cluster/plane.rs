@@ -40,6 +40,7 @@ const SETTINGS: Settings = Settings {
     propose_again: millis(40),
     wait: millis(15),
     force_wait: Micros::from_secs(3_600),
+    doubt_wait: millis(200),
     lead: millis(100),
     replace_after: millis(250),
     doubt: millis(20),

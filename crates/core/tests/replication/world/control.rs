@@ -38,6 +38,7 @@ const PLANE: Settings = Settings {
     propose_again: millis(40),
     wait: millis(15),
     force_wait: millis(1_000),
+    doubt_wait: millis(1_000),
     lead: millis(100),
     replace_after: millis(150),
     doubt: millis(20),

@@ -202,10 +202,13 @@ pub fn enter(
             None => {
                 let newest = membership.plane.newest();
                 let replicas = newest.state.replicas_on(membership.node);
+                let boot = dir.boot();
                 // Before the data change: from now on an older copy of the directory lacks this start.
                 dir.update(|meta| {
                     meta.services = ServiceMeta::all_of(newest.state.topology());
                     meta.starts = vec![start];
+                    // The control plane knows what an earlier boot may have taken.
+                    meta.unsynced = meta.unsynced.map(|_| boot);
                 })?;
                 return Ok(Entered { dir, created, replicas, membership });
             }
@@ -291,7 +294,7 @@ fn begin(
         node: Some(node),
         life,
         start,
-        disk: DiskState::Whole,
+        disk: if dir.may_lack() { DiskState::Doubtful } else { DiskState::Whole },
         addresses: options.addresses.to_texts(),
         earlier: meta.earlier_starts().to_vec(),
     };

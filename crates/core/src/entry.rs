@@ -257,11 +257,79 @@ impl Entry {
         minicbor::encode(self, out).expect("writing to a Vec never fails");
     }
 
+    /// Whether another shard may come to depend on an entry of a shard, or a checkpoint does: it sends a message, is how far a channel has
+    /// come, or marks a part. Such an entry is synced before it is acknowledged, whatever the [`Durability`](crate::durability::Durability)
+    /// is. Bytes that are no entry count as one.
+    #[must_use]
+    pub fn is_shared(shard: ShardId, bytes: &[u8]) -> bool {
+        let mut d = minicbor::Decoder::new(bytes);
+        let mut read = || -> Result<bool, minicbor::decode::Error> {
+            d.array()?;
+            // Index, epoch and time.
+            (0..3).try_for_each(|_| d.skip())?;
+            let is_shared = match d.decode::<Cause>()? {
+                Cause::Message { from, .. } => from != shard,
+                Cause::Start | Cause::Marker { .. } | Cause::DeadLetter { .. } => true,
+                _ => false,
+            };
+            // The process and the writes.
+            (0..2).try_for_each(|_| d.skip())?;
+            let mut sends = d.array_iter::<Send>()?;
+            Ok(is_shared || sends.any(|send| send.map_or(true, |send| send.to != shard)))
+        };
+        read().unwrap_or(true)
+    }
+
     /// Decodes an entry that fills the bytes.
     ///
     /// # Errors
     /// [`NoEntry`] if the bytes are anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, NoEntry> {
         Ok(decode_value(bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_shards_may_depend_on_is_shared_and_all_else_is_not() {
+        let (here, there) = (ShardId(3), ShardId(4));
+        let is_shared = |cause: Cause, to: Option<ShardId>| {
+            let send =
+                |to| Send { to, process: Key::new("a").unwrap(), payload: Blob::from(b"hello".as_slice()) };
+            let write =
+                Write { key: RecordKey::task(TaskId(1)), value: Some(Blob::from([7; 300].as_slice())) };
+            let entry = Entry {
+                index: Index(70_000),
+                epoch: Epoch(2),
+                time: Time(1 << 50),
+                cause,
+                process: Key::new("process").unwrap(),
+                writes: vec![write.clone(), write],
+                sends: to.into_iter().map(send).collect(),
+                reply: None,
+                served: Some(Micros(5)),
+            };
+            let mut bytes = Vec::new();
+            entry.encode_into(&mut bytes);
+            assert!(Entry::is_shared(here, &bytes[..bytes.len() / 2]), "no entry");
+            Entry::is_shared(here, &bytes)
+        };
+        let message = |from| Cause::Message { from, seq: Seq(9) };
+        for (cause, to, shared) in [
+            (Cause::Anonymous, None, false),
+            (Cause::Anonymous, Some(here), false),
+            (Cause::Anonymous, Some(there), true),
+            (Cause::Timer { id: TimerId(1) }, None, false),
+            (message(here), None, false),
+            (message(there), None, true),
+            (Cause::Start, None, true),
+            (Cause::Marker { colour: Colour::default() }, None, true),
+            (Cause::DeadLetter { cause: Pending::Message { from: there, seq: Seq(9) } }, None, true),
+        ] {
+            assert_eq!(is_shared(cause.clone(), to), shared, "{cause:?} {to:?}");
+        }
     }
 }

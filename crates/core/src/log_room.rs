@@ -15,6 +15,8 @@
 //!
 //! - Append and sync are separate steps. Appended batches are synced before anything else, and batches submitted meanwhile
 //!   are appended together: one sync for many.
+//! - What may wait for its sync ([`Durability`]) is acknowledged once it is appended. It is synced with the next batch that may not wait,
+//!   or [`LogRoom::INTERVAL`] after the first of it, and by the mark of an idle log.
 //! - A trim comes before an append, which may need its space, and a refused append is retried at once after it.
 //! - New work is refused ([`Notice::Full`]) while no further segment can be prepared and the reserve is below
 //!   [`LogRoom::reserve_min`]: the rest is for work that has begun. A checkpoint may still begin, because it releases old
@@ -24,6 +26,7 @@
 //!   it (protocol, rule 18). Otherwise damage to the promise could be taken for a tail that was never synced.
 //! - An idle log records that all of it is synced. Only a mark that was written counts; without space for it, it is retried.
 
+use crate::durability::Durability;
 use crate::ids::{Micros, Time};
 
 /// An event that the owner of the log reports.
@@ -46,7 +49,11 @@ pub enum Event {
     Appended {
         /// Whether there is a promise among them.
         has_promise: bool,
+        /// When they have to be synced: before they are acknowledged, if one of them has to be.
+        durability: Durability,
     },
+    /// What was acknowledged before it was synced is to be synced soon.
+    SyncWanted,
     /// [`Step::Append`] found no space and appended nothing: the batches still wait.
     NoSpace,
     /// [`Step::Sync`] made all appended batches durable.
@@ -118,6 +125,10 @@ pub struct LogRoom {
     unsynced: bool,
     /// There is a promise among them.
     has_promise: bool,
+    /// Batches were acknowledged and not synced.
+    relaxed: bool,
+    /// The time at which they are to be synced; `None` if at no time.
+    sync_at: Option<Time>,
     /// Time of the next attempt of a refused append; `None` if none was refused.
     retry_at: Option<Time>,
     /// An append was refused while the node shuts down.
@@ -142,6 +153,8 @@ pub struct LogRoom {
 impl LogRoom {
     /// Time that the log is idle before it records that all of it is synced.
     pub const IDLE: Micros = Micros::from_millis(200);
+    /// The greatest span between an acknowledgement and the sync of what it acknowledges, for [`Durability::Interval`].
+    pub const INTERVAL: Micros = Micros::from_millis(100);
     /// Interval at which a full disk is tried again.
     pub const RETRY: Micros = Micros::from_millis(50);
     /// Reserve in bytes below which no new work is accepted, unless segments are shorter than twice that, or the markers of
@@ -162,6 +175,8 @@ impl LogRoom {
             closed: false,
             unsynced: false,
             has_promise: false,
+            relaxed: false,
+            sync_at: None,
             retry_at: None,
             gives_up: false,
             marked: false,
@@ -195,12 +210,25 @@ impl LogRoom {
                     self.retry_at = self.retry_at.map(|_| now);
                 }
             }
-            Event::Appended { has_promise } => {
+            Event::Appended { has_promise, durability } => {
                 self.performed(Step::Append);
                 self.has_promise |= has_promise;
-                (self.submitted, self.unsynced, self.marked) = (false, true, false);
+                (self.submitted, self.marked) = (false, false);
+                if durability.is_relaxed() {
+                    (self.relaxed, self.idle_at) = (true, now.plus(Self::IDLE));
+                    if durability == Durability::Interval {
+                        self.sync_at.get_or_insert(now.plus(Self::INTERVAL));
+                    }
+                } else {
+                    self.unsynced = true;
+                }
                 self.retry_at = None;
                 self.room_changed();
+            }
+            Event::SyncWanted => {
+                if self.relaxed {
+                    self.sync_at = Some(now);
+                }
             }
             Event::NoSpace => {
                 self.performed(Step::Append);
@@ -210,12 +238,14 @@ impl LogRoom {
             }
             Event::Synced => {
                 self.performed(Step::Sync);
-                self.unsynced = false;
+                (self.unsynced, self.relaxed, self.sync_at) = (false, false, None);
                 let is_urgent = std::mem::take(&mut self.has_promise);
                 self.idle_at = if is_urgent { now } else { now.plus(Self::IDLE) };
             }
             Event::Marked(is_written) => {
                 self.performed(Step::Mark);
+                // It is synced in each case.
+                (self.relaxed, self.sync_at) = (false, None);
                 self.marked = is_written;
                 self.idle_at = now.plus(Self::IDLE);
                 self.room_changed();
@@ -245,7 +275,8 @@ impl LogRoom {
         assert_eq!(self.performing, None, "a step is reported before the next one is given out");
         let (reserve, reserve_min) = self.room.expect("the room is reported whenever it is wanted");
         let may_append = self.retry_at.is_none_or(|at| at <= now);
-        let step = if self.unsynced {
+        let sleep = |until: Option<Time>| Step::Sleep(until.into_iter().chain(self.sync_at).min());
+        let step = if self.unsynced || self.sync_at.is_some_and(|at| at <= now) {
             Step::Sync
         } else if self.trim {
             Step::Trim
@@ -256,7 +287,7 @@ impl LogRoom {
         } else if self.submitted && may_append {
             Step::Append
         } else if self.submitted {
-            Step::Sleep(self.retry_at)
+            sleep(self.retry_at)
         } else if self.closed {
             Step::Close
         } else if self.marked {
@@ -264,7 +295,7 @@ impl LogRoom {
         } else if self.idle_at <= now {
             Step::Mark
         } else {
-            Step::Sleep(Some(self.idle_at))
+            sleep(Some(self.idle_at))
         };
         self.performing = (!matches!(step, Step::Sleep(_))).then_some(step);
         step
@@ -325,7 +356,7 @@ impl LogRoom {
         }
         assert!(self.full || !self.spent, "a log whose reserve is spent is full");
         assert!(
-            !self.marked || !self.unsynced,
+            !self.marked || !(self.unsynced || self.relaxed),
             "a mark stands after all that was appended, or does not count"
         );
         assert!(!is_refused || self.submitted, "only what waits is tried again");

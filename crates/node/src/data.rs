@@ -32,13 +32,28 @@ impl Data {
         dir.is_some().then(act)
     }
 
+    /// Notes durably that the log may lose its end with the power; false if that is not possible.
+    pub(crate) fn note_unsynced(&self) -> bool {
+        let noted = self.dir().as_mut().map(DataDir::note_unsynced);
+        match noted {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                events::warn(format_args!("each entry is synced, whatever the dial says: {error}"));
+                false
+            }
+            None => false,
+        }
+    }
+
     /// Marks the data as those of a life that ended in order, so that the next one suspects nothing.
     pub(crate) fn mark_clean(&self, marks: &CheckMarks) {
         let Some(dir) = &mut *self.dir() else { return };
         marks.forgive();
         let marked = match self.store.failure() {
             Some(failure) => Err(failure),
-            None => dir.update(|meta| meta.clean = true).map_err(|error| error.to_string()),
+            None => dir
+                .update(|meta| (meta.clean, meta.unsynced) = (true, None))
+                .map_err(|error| error.to_string()),
         };
         if let Err(error) = marked {
             // The next start then suspects what waits, which costs a little time and nothing else.

@@ -117,8 +117,9 @@ pub(crate) struct Inbox<C> {
     is_filled: AtomicBool,
     /// The worker's bell.
     pub(crate) bell: Arc<Bell>,
-    /// The last of the worker's submissions that the log holds durably.
+    /// The last of the worker's submissions that count as durable, and the last one that is synced.
     durable: AtomicU64,
+    synced: AtomicU64,
 }
 
 impl<C> Inbox<C> {
@@ -128,6 +129,7 @@ impl<C> Inbox<C> {
             is_filled: AtomicBool::new(false),
             bell: Arc::default(),
             durable: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
         }
     }
 
@@ -161,12 +163,23 @@ impl<C> Inbox<C> {
 
     /// Notes that the log has all of the worker's submissions up to one durably.
     pub(crate) fn set_durable(&self, ticket: u64) {
+        self.synced.store(ticket, Ordering::Release);
+        self.set_stored(ticket);
+    }
+
+    /// Notes that all of the worker's submissions up to one count as durable, though they may not be synced.
+    pub(crate) fn set_stored(&self, ticket: u64) {
         self.durable.store(ticket, Ordering::Release);
         self.bell.ring();
     }
 
     pub(crate) fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
+    }
+
+    /// Returns the last of the worker's submissions that is synced.
+    pub(crate) fn synced(&self) -> u64 {
+        self.synced.load(Ordering::Acquire)
     }
 
     /// Takes everything; both arguments must be empty, and their capacity is used in exchange.

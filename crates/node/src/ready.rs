@@ -91,6 +91,7 @@ mod tests {
     use crate::log::Submission;
     use crate::shared::tests::{Nothing, shared_with};
     use std::sync::Arc;
+    use stead_core::durability::Durability;
     use stead_store::wal::Batch;
 
     /// Returns the shared state of a node with two shards, without its threads.
@@ -117,7 +118,10 @@ mod tests {
         let now = shared.now();
         let later = now.plus((2 * LOG_LAG_MAX).into());
         assert_eq!(shared.readiness(later), Ok(()), "nothing waits");
-        shared.log.submit(now, Submission { worker: 0, ticket: 1, batch: Batch::new().into() });
+        shared.log.submit(
+            now,
+            Submission { worker: 0, ticket: 1, batch: Batch::new().into(), durability: Durability::Always },
+        );
         assert_eq!(shared.readiness(now), Ok(()), "it came just now");
         assert!(matches!(shared.readiness(later), Err(NotReady::Log { waits }) if waits > LOG_LAG_MAX));
     }

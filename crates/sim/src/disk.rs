@@ -185,6 +185,10 @@ impl DiskFile for CopyFile {
 }
 
 impl Disk for LifeDisk {
+    fn boot(&self) -> Option<u128> {
+        self.inner.boot()
+    }
+
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
         self.check()?;
         let opened = self.inner.open(path, open);

@@ -50,6 +50,9 @@ pub struct Meta {
     /// Whether the last life that promised epochs shut down cleanly. The next one unsets it before it promises any, so that a
     /// crash leaves it unset. A life that was counted and never came so far has run no handler, and leaves it as it is.
     pub clean: bool,
+    /// The boot of the machine in which the log was acknowledged last before it was synced, and 0 for one that is not known; `None` if it
+    /// never was since the last end in order. After another boot, the log may lack what was acknowledged.
+    pub unsynced: Option<u128>,
     /// Whether a restore into this directory has begun and not ended: its contents are incomplete.
     pub restoring: bool,
     /// Whether the node has had the control plane's files: from then on, none means that they were lost, and the node
@@ -78,6 +81,7 @@ impl Meta {
             log_id,
             log_created: false,
             clean: false,
+            unsynced: None,
             restoring: false,
             has_control: false,
             starts: Vec::new(),
@@ -330,6 +334,27 @@ impl DataDir {
         self.begin_life_with(|meta| meta.note_start(start))
     }
 
+    /// Notes that the log may lose with the power what is acknowledged from now on, and returns once that is durable.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub fn note_unsynced(&mut self) -> Result<(), DataDirError> {
+        let boot = self.boot();
+        self.update(|meta| meta.unsynced = Some(boot))
+    }
+
+    /// Returns the boot of the machine, as [`Meta::unsynced`] names it.
+    #[must_use]
+    pub fn boot(&self) -> u128 {
+        self.disk.boot().unwrap_or_default()
+    }
+
+    /// Whether the log may lack what was acknowledged: that was not synced, and the machine was booted anew.
+    #[must_use]
+    pub fn may_lack(&self) -> bool {
+        self.meta.unsynced.is_some_and(|boot| boot == 0 || self.boot() != boot)
+    }
+
     /// Changes the metadata, and returns once the change is durable. The file then has the current version, even if
     /// nothing changed.
     ///
@@ -389,6 +414,8 @@ struct BodyJson {
     log_created: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     clean: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unsynced: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     restoring: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -425,6 +452,7 @@ impl From<BodyJsonV1> for BodyJson {
             log_id: body.log_id,
             log_created: body.log_created,
             clean: body.clean,
+            unsynced: None,
             restoring: body.restoring,
             has_control: false,
             starts: Vec::new(),
@@ -462,6 +490,7 @@ fn encode(meta: &Meta) -> Vec<u8> {
         log_id: format!("{:016x}", meta.log_id),
         log_created: meta.log_created,
         clean: meta.clean,
+        unsynced: meta.unsynced.map(|boot| format!("{boot:032x}")),
         restoring: meta.restoring,
         has_control: meta.has_control,
         starts: meta.starts.iter().map(|start| format!("{:032x}", start.0)).collect(),
@@ -526,6 +555,7 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
             .map_err(|_| damaged("log_id is too large".to_owned()))?,
         log_created: body.log_created,
         clean: body.clean,
+        unsynced: body.unsynced.map(|boot| hex("unsynced", &boot)).transpose()?,
         restoring: body.restoring,
         has_control: body.has_control,
         starts: starts?,

@@ -99,6 +99,12 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// [`LockError::Held`] while an owner lives.
     fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError>;
+
+    /// Returns the boot of the machine, in which nothing that was written is lost as long as the machine runs; another number than in
+    /// each other boot. `None` if the system does not say.
+    fn boot(&self) -> Option<u128> {
+        None
+    }
 }
 
 /// An open file. All positions are in bytes from its start; all calls may come from any thread.

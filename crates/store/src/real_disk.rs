@@ -87,7 +87,15 @@ impl RealDisk {
     }
 }
 
+/// The boot of this machine, by the kernel.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 impl Disk for RealDisk {
+    fn boot(&self) -> Option<u128> {
+        let id = fs::read_to_string(BOOT_ID).ok()?;
+        u128::from_str_radix(&id.trim_end().replace('-', ""), 16).ok()
+    }
+
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
         Ok(Box::new(self.open_file(path, open)?))
     }

@@ -262,6 +262,10 @@ impl fmt::Debug for SimDisk {
 }
 
 impl Disk for SimDisk {
+    fn boot(&self) -> Option<u128> {
+        Some(self.inner().cuts + 1)
+    }
+
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
         let mut inner = self.inner();
         let begun = inner.begin(0, false)?;

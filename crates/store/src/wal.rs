@@ -126,6 +126,11 @@ impl Wal {
         }
     }
 
+    /// Lets readers see what was appended and is not synced yet: a power cut may still take it.
+    pub fn publish(&self) {
+        self.published.set(Extent { oldest: self.oldest, last: self.last });
+    }
+
     /// Syncs, and records that in the log with a small batch, unless the log records it already. Until the next batch
     /// is written, only this mark distinguishes damage to the last batch from a tail that was never synced. For an idle
     /// log, and before a log is closed. Returns whether the mark is in the log: on a full disk there may be no space

@@ -1,8 +1,10 @@
 //! The inputs and effects of a replica of a shard, and its frames.
 
 use crate::blob::Blob;
+use crate::durability::Durability;
+use crate::entry::Entry;
 use crate::handler::Handler;
-use crate::ids::{CallToken, Epoch, Index, Life, Micros, ReplicaId};
+use crate::ids::{CallToken, Epoch, Index, Life, Micros, ReplicaId, ShardId};
 use crate::replication::epoch::{Ask, EpochRecord, Mark, Seal, SealAnswer};
 use crate::replication::replica::{AppendHead, CannotLead};
 use crate::replication::table::{EpochTable, LogPoint};
@@ -192,6 +194,23 @@ impl Effects {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty() && self.replica.is_empty() && self.shard.is_empty()
+    }
+
+    /// Returns when the records and entries of a shard have to be synced in an epoch: before they count as durable, if another node or
+    /// another shard may rely on them, or else when the epoch's members do that.
+    #[must_use]
+    pub fn durability(&self, shard: ShardId, epoch: Durability) -> Durability {
+        let is_own = |bytes: &[u8]| !Entry::is_shared(shard, bytes);
+        let may_wait = epoch.is_relaxed()
+            && self.records.iter().all(|record| match record {
+                Record::Entry(entry) => is_own(&entry.bytes),
+                Record::Promise(_) | Record::Cut { .. } | Record::Install { .. } => false,
+            })
+            && self.shard.iter().all(|effect| match effect {
+                shard::Effect::Append { bytes, .. } => is_own(bytes),
+                _ => true,
+            });
+        if may_wait { epoch } else { Durability::Always }
     }
 
     /// Returns the number of records and entries for the log: as many are passed as [`Input::Durable`].

@@ -239,7 +239,11 @@ impl ShardReplica {
         }
         let others = record.config.members().iter().copied().chain(learners);
         let peers: BTreeSet<ReplicaId> = others.filter(|id| *id != self.replica.id()).collect();
-        let stream = |&to| (to, Stream::new(epoch, record.base, self.settings.stream, now.steady));
+        let may_lose = record.config.durability().is_relaxed();
+        let stream = |&to| {
+            let stream = Stream::new(epoch, record.base, self.settings.stream, now.steady);
+            (to, stream.that_may_lose(may_lose))
+        };
         let mut leading = Leading {
             shard,
             epoch,
@@ -276,6 +280,7 @@ impl ShardReplica {
         }
         for id in new {
             let stream = Stream::new(leading.epoch, record.base, self.settings.stream, now.steady);
+            let stream = stream.that_may_lose(record.config.durability().is_relaxed());
             leading.streams.insert(id, stream);
             leading.uninformed.insert(id);
         }

@@ -29,6 +29,7 @@ pub use io::{Effect, Effects, Frame, Input, LogEntry, Record, ReplicaName, Repli
 pub use recovery::{Recovery, ReplicaLog};
 
 use crate::clock::Now;
+use crate::durability::Durability;
 use crate::entry::Entry;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, StepRun, Time};
 use crate::records::Piece;
@@ -229,6 +230,15 @@ impl ShardReplica {
         self.state().filter(|state| state.position().index <= self.replica.commit())
     }
 
+    /// Returns when the effects of an input have to be synced, before the shell performs them. As long as the record of the epoch is not
+    /// known, that is before they count as durable.
+    #[must_use]
+    pub fn durability(&self, effects: &Effects) -> Durability {
+        let record = self.record.as_ref().filter(|record| record.config.epoch() == self.replica.promised());
+        let epoch = record.map_or(Durability::Always, |record| record.config.durability());
+        effects.durability(self.id, epoch)
+    }
+
     /// Begins a snapshot of the state, in the place of one that runs: drain it with [`Self::drain_snapshot`]. Returns its header without
     /// the messages in outboxes, which come with the records. That of a primary counts only once its position is committed in the epoch
     /// that it leads. `None` if the state cannot be taken now: it is ahead of the commit index and not a primary's, or is folded anew.
@@ -417,7 +427,11 @@ impl ShardReplica {
                 if let Role::Leads(leading) = &mut self.role {
                     let acked = leading.handle_connected(peer);
                     let epoch = leading.epoch();
-                    if let Some(of) = self.replica.table().epoch_at(acked).filter(|_| acked > Index(0)) {
+                    // A power cut may have taken what it acknowledged, as the epoch allows: then it is sent again.
+                    let holds =
+                        self.record.as_ref().is_none_or(|record| !record.config.durability().is_relaxed());
+                    let of = self.replica.table().epoch_at(acked).filter(|_| holds && acked > Index(0));
+                    if let Some(of) = of {
                         let upto = LogPoint { epoch: of, index: acked };
                         out.replica.push(Effect::Send { to: peer, frame: Frame::Acked { epoch, upto } });
                     }

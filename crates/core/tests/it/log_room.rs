@@ -2,6 +2,7 @@
 //! KiB.
 
 use crate::transcript::replay;
+use stead_core::durability::Durability;
 use stead_core::ids::Time;
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
 
@@ -9,6 +10,7 @@ fn run(name: &str, text: &str) {
     let mut now = Time(0);
     let mut room: Option<LogRoom> = None;
     replay(name, text, |words| {
+        let appended = |has_promise, durability| Event::Appended { has_promise, durability };
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         let event = match words {
             ["log", "of", _, rest @ ..] => {
@@ -42,8 +44,11 @@ fn run(name: &str, text: &str) {
             ["ending"] => Event::Ending,
             ["closed"] => Event::Closed,
             ["trimmed", _] => Event::Trimmed { segments: number(1) as usize },
-            ["appended"] => Event::Appended { has_promise: false },
-            ["appended", "with", "a", "promise"] => Event::Appended { has_promise: true },
+            ["appended"] => appended(false, Durability::Always),
+            ["appended", "relaxed"] => appended(false, Durability::Interval),
+            ["appended", "never"] => appended(false, Durability::Never),
+            ["sync", "wanted"] => Event::SyncWanted,
+            ["appended", "with", "a", "promise"] => appended(true, Durability::Always),
             ["no", "space"] => Event::NoSpace,
             ["synced"] => Event::Synced,
             ["marked"] => Event::Marked(true),
@@ -90,6 +95,7 @@ transcripts! {
     the_last_reserve_has_room_for_the_markers_on_their_way,
     a_refused_append_is_tried_again,
     a_log_ends_with_all_durable,
+    what_may_wait_is_synced_later,
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::checkpointing::driver::LogSpace;
+use stead_core::durability::Durability;
 use stead_core::ids::{Index, Time};
 use stead_store::wal::Batch;
 
@@ -23,6 +24,8 @@ pub struct Submission {
     pub ticket: u64,
     /// The entries, as they are stored. A replica elsewhere can be sent the same bytes without a copy.
     pub batch: Arc<Batch>,
+    /// When they have to be synced.
+    pub durability: Durability,
 }
 
 /// The desk on which workers, checkpoints and the shutdown leave work for the log, and where they read its state.
@@ -57,6 +60,7 @@ struct Queue {
     writing_since: Option<Time>,
     /// By shard, the index up to which a checkpoint replaces the log.
     trim: Option<Vec<Index>>,
+    wants_sync: bool,
     closed: bool,
 }
 
@@ -64,6 +68,8 @@ struct Queue {
 pub(super) struct Taken {
     /// By shard, the index up to which a checkpoint replaces the log.
     pub(super) trim: Option<Vec<Index>>,
+    /// Whether what counts as durable is to be synced.
+    pub(super) wants_sync: bool,
     /// Whether nothing more is submitted, and nothing is left on the desk.
     pub(super) is_closed: bool,
 }
@@ -85,6 +91,12 @@ impl LogDesk {
     /// Notes that entries up to these indexes, by shard, are in a checkpoint: the log no longer needs them.
     pub fn trim(&self, tops: Vec<Index>) {
         self.queue().trim = Some(tops);
+        self.bell.ring();
+    }
+
+    /// Asks for a sync of all that counts as durable: something that is to survive the log depends on it.
+    pub(crate) fn want_sync(&self) {
+        self.queue().wants_sync = true;
         self.bell.ring();
     }
 
@@ -122,7 +134,9 @@ impl LogDesk {
             std::mem::swap(&mut queue.submissions, submissions);
             queue.writing_since = queue.since.take();
         }
-        Taken { trim: queue.trim.take(), is_closed: queue.closed && queue.submissions.is_empty() }
+        let (wants_sync, is_closed) =
+            (std::mem::take(&mut queue.wants_sync), queue.closed && queue.submissions.is_empty());
+        Taken { trim: queue.trim.take(), wants_sync, is_closed }
     }
 
     /// Returns the time that the oldest submission that is not durable has waited.

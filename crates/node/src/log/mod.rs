@@ -34,10 +34,16 @@ pub trait LogHub {
     /// Notes that all submissions of a worker up to this ticket are durable.
     fn durable(&self, worker: usize, ticket: u64);
 
+    /// Notes that all submissions of a worker up to this ticket are written, and count as durable before they are synced.
+    fn stored(&self, worker: usize, ticket: u64);
+
     /// Refuses new work from now on, or accepts it again; `shortage` names what there was no space for.
     fn full(&self, is_full: bool, shortage: &str);
 
-    /// Notes that a write is durable, after this time.
+    /// Notes a write.
+    fn written(&self) {}
+
+    /// Notes a sync, which took this time since the write.
     fn synced(&self, took: Micros);
 
     /// Records in an idle log that all of it is synced. Returns whether the mark was written. The simulator's planted bugs

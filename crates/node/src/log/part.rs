@@ -3,8 +3,10 @@
 use crate::log::LogHub;
 use crate::log::desk::{Submission, Taken};
 use crate::part::Turned;
+use std::fmt;
 use std::sync::Arc;
 use stead_core::checkpointing::driver::COLOURS_MAX;
+use stead_core::durability::Durability;
 use stead_core::ids::{Index, ShardId, Time};
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
 use stead_store::disk::BLOCK_BYTES;
@@ -13,8 +15,10 @@ use stead_store::wal::{Batch, Wal, WalError};
 /// Maximum number of bytes of a marker in the log.
 pub(super) const MARKER_BYTES_MAX: u64 = 128;
 
+/// Notes durably that the log may lose its end with the power; false if that is not possible.
+type NoteUnsynced = Box<dyn FnMut() -> bool + Send>;
+
 /// The log's owner.
-#[derive(Debug)]
 pub struct LogPart {
     pub(super) wal: Wal,
     room: LogRoom,
@@ -23,6 +27,13 @@ pub struct LogPart {
     batches: Vec<Arc<Batch>>,
     /// By worker, the last ticket among them.
     tickets: Vec<Option<u64>>,
+    /// When they have to be synced.
+    durability: Durability,
+    /// By worker, the last ticket that counts as durable and is not synced.
+    relaxed: Vec<Option<u64>>,
+    note_unsynced: Option<NoteUnsynced>,
+    /// Whether that is noted.
+    is_noted: bool,
     trim: Option<Vec<Index>>,
     /// Whether appended batches are not synced yet.
     is_written: bool,
@@ -45,12 +56,23 @@ impl LogPart {
             submissions: Vec::new(),
             batches: Vec::new(),
             tickets: vec![None; workers],
+            durability: Durability::Never,
+            relaxed: vec![None; workers],
+            note_unsynced: None,
+            is_noted: false,
             trim: None,
             is_written: false,
             begun: now,
             is_timed: false,
             refusal: None,
         }
+    }
+
+    /// Lets submissions count as durable before they are synced, if that suffices for them. Before the first time, `note` has to note
+    /// durably that the log may lose its end with the power. If it cannot, they are synced at once as all are without it.
+    #[must_use]
+    pub fn relaxed(self, note: impl FnMut() -> bool + Send + 'static) -> Self {
+        Self { note_unsynced: Some(Box::new(note)), ..self }
     }
 
     /// Takes the work that has arrived, and does one thing: a trim, one write of all submissions, one sync, or a mark.
@@ -78,12 +100,18 @@ impl LogPart {
             }
             Step::Append => match self.wal.append(&self.batches) {
                 Ok(_) => {
-                    (self.begun, self.is_written) = (now, true);
+                    let durability = self.grant();
+                    (self.begun, self.is_written) = (now, !durability.is_relaxed());
+                    hub.written();
                     let bytes: usize = self.batches.iter().map(|batch| batch.bytes()).sum();
                     // Each write fills whole blocks.
                     hub.desk().note_appended(bytes.next_multiple_of(BLOCK_BYTES) as u64);
                     let has_promise = self.batches.iter().any(|batch| batch.has_promise());
-                    Event::Appended { has_promise }
+                    if durability.is_relaxed() {
+                        self.wal.publish();
+                        self.acknowledge(hub);
+                    }
+                    Event::Appended { has_promise, durability }
                 }
                 Err(error @ WalError::NoSpace { .. }) => {
                     *hub.desk().shortage() = error.to_string();
@@ -93,9 +121,17 @@ impl LogPart {
                 Err(error) => return Err(error),
             },
             Step::Sync => {
+                let is_written = std::mem::take(&mut self.is_written);
+                if !is_written {
+                    self.begun = now;
+                }
                 self.wal.sync()?;
-                (self.is_written, self.is_timed) = (false, true);
-                self.report(hub);
+                self.is_timed = true;
+                if is_written {
+                    self.report(hub);
+                } else {
+                    self.report_relaxed(hub);
+                }
                 Event::Synced
             }
             Step::Prepare => match self.wal.prepare_now() {
@@ -106,7 +142,11 @@ impl LogPart {
                 }
                 Err(error) => return Err(error),
             },
-            Step::Mark => Event::Marked(hub.mark(&mut self.wal)?),
+            Step::Mark => {
+                let is_marked = hub.mark(&mut self.wal)?;
+                self.report_relaxed(hub);
+                Event::Marked(is_marked)
+            }
             Step::Sleep(until) => return Ok(Turned::Until(until)),
             Step::Close => {
                 // The active segment may be full, and the part that prepares the next one may have ended.
@@ -136,13 +176,18 @@ impl LogPart {
             self.room.handle(now, Event::Ending);
         }
         let submissions = self.batches.is_empty().then_some(&mut self.submissions);
-        let Taken { trim, is_closed } = desk.take(submissions);
+        let Taken { trim, wants_sync, is_closed } = desk.take(submissions);
+        if wants_sync {
+            self.room.handle(now, Event::SyncWanted);
+        }
         if let Some(tops) = trim {
             self.trim = Some(tops);
             self.room.handle(now, Event::TrimWanted);
         }
         if !self.submissions.is_empty() {
-            for Submission { worker, ticket, batch } in self.submissions.drain(..) {
+            self.durability = Durability::Never;
+            for Submission { worker, ticket, batch, durability } in self.submissions.drain(..) {
+                self.durability = self.durability.min(durability);
                 self.tickets[worker] = Some(ticket);
                 self.batches.push(batch);
             }
@@ -176,13 +221,50 @@ impl LogPart {
         }
     }
 
-    /// Returns the tickets to the workers, and the batches' capacity to the desk.
+    /// Returns when the batches that were just appended have to be synced.
+    fn grant(&mut self) -> Durability {
+        let has_promise = self.batches.iter().any(|batch| batch.has_promise());
+        if !self.durability.is_relaxed() || has_promise {
+            return Durability::Always;
+        }
+        if !self.is_noted {
+            self.is_noted = self.note_unsynced.as_mut().is_some_and(|note| note());
+        }
+        if self.is_noted { self.durability } else { Durability::Always }
+    }
+
+    /// Returns the tickets of what is not synced to the workers, and the batches' capacity to the desk.
+    fn acknowledge<H: LogHub>(&mut self, hub: &H) {
+        for (worker, (ticket, relaxed)) in self.tickets.iter_mut().zip(&mut self.relaxed).enumerate() {
+            if let Some(ticket) = ticket.take() {
+                *relaxed = Some(ticket);
+                hub.stored(worker, ticket);
+            }
+        }
+        hub.desk().keep_spares(self.batches.drain(..));
+    }
+
+    /// Returns the tickets of the appended batches, which are synced, to the workers, and the batches' capacity to the desk.
     fn report<H: LogHub>(&mut self, hub: &H) {
-        for (worker, ticket) in self.tickets.iter_mut().enumerate() {
+        for (ticket, relaxed) in self.tickets.iter_mut().zip(&mut self.relaxed) {
+            *relaxed = ticket.take().or(*relaxed);
+        }
+        self.report_relaxed(hub);
+        hub.desk().keep_spares(self.batches.drain(..));
+    }
+
+    /// Notes that what counts as durable is synced. Batches that wait to be appended are not.
+    fn report_relaxed<H: LogHub>(&mut self, hub: &H) {
+        for (worker, ticket) in self.relaxed.iter_mut().enumerate() {
             if let Some(ticket) = ticket.take() {
                 hub.durable(worker, ticket);
             }
         }
-        hub.desk().keep_spares(self.batches.drain(..));
+    }
+}
+
+impl fmt::Debug for LogPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogPart").field("wal", &self.wal).field("room", &self.room).finish_non_exhaustive()
     }
 }

@@ -33,6 +33,10 @@ impl<E: Env> LogHub for Shared<E> {
         self.inboxes[worker].set_durable(ticket);
     }
 
+    fn stored(&self, worker: usize, ticket: u64) {
+        self.inboxes[worker].set_stored(ticket);
+    }
+
     fn full(&self, is_full: bool, shortage: &str) {
         if is_full {
             events::warn(format_args!("writes are refused until there is room: {shortage}"));
@@ -48,10 +52,13 @@ impl<E: Env> LogHub for Shared<E> {
         self.watch.mark(wal)
     }
 
+    fn written(&self) {
+        self.counters.log_writes.add(1);
+    }
+
     fn synced(&self, took: Micros) {
         self.counters.log_sync_micros.add(took.0);
         self.counters.log_syncs.add(1);
-        self.counters.log_writes.add(1);
     }
 }
 

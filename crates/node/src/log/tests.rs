@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::checkpointing::driver::LogSpace;
+use stead_core::durability::Durability;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Colour, Epoch, Index, Micros, ReplicaId, ShardId, Time};
 use stead_core::key::Key;
@@ -22,7 +23,9 @@ const SEGMENT: u64 = 32 << 10;
 struct Hub {
     desk: LogDesk,
     ending: Cell<bool>,
+    durability: Cell<Durability>,
     durable: RefCell<Vec<(usize, u64)>>,
+    stored: RefCell<Vec<(usize, u64)>>,
     full: RefCell<Vec<bool>>,
 }
 
@@ -47,6 +50,10 @@ impl LogHub for Hub {
         self.durable.borrow_mut().push((worker, ticket));
     }
 
+    fn stored(&self, worker: usize, ticket: u64) {
+        self.stored.borrow_mut().push((worker, ticket));
+    }
+
     fn full(&self, is_full: bool, _: &str) {
         self.full.borrow_mut().push(is_full);
     }
@@ -56,7 +63,15 @@ impl LogHub for Hub {
 
 impl Hub {
     fn submit(&self, worker: usize, ticket: u64, index: u64) {
-        self.desk.submit(Time(0), Submission { worker, ticket, batch: batch(index, 4000).into() });
+        self.desk.submit(
+            Time(0),
+            Submission {
+                worker,
+                ticket,
+                batch: batch(index, 4000).into(),
+                durability: self.durability.get(),
+            },
+        );
     }
 }
 
@@ -121,6 +136,59 @@ fn a_ticket_comes_back_after_the_sync_and_not_before() {
     assert_eq!(hub.durable.take(), [(1, 2)]);
 }
 
+#[test]
+fn what_may_wait_counts_at_once_and_is_synced_after_the_interval_or_with_what_may_not() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let mut part = part(open(&disk)).relaxed(|| true);
+    run(&mut part, &hub, Time(0));
+    let synced = |part: &LogPart| part.wal.stats().synced;
+    let before = synced(&part);
+    hub.durability.set(Durability::Interval);
+    hub.submit(0, 1, 1);
+    hub.submit(1, 1, 2);
+    assert_eq!(run(&mut part, &hub, Time(0)), Turned::Until(Some(Time(0).plus(LogRoom::INTERVAL))));
+    assert_eq!((hub.stored.take(), hub.durable.take()), (vec![(0, 1), (1, 1)], vec![]));
+    assert_eq!(synced(&part), before);
+    // What comes when that is due is appended behind it.
+    hub.submit(0, 2, 3);
+    assert_eq!(part.turn(&hub, Time(0).plus(LogRoom::INTERVAL)).unwrap(), Turned::Again);
+    assert_eq!((hub.stored.take(), hub.durable.take()), (vec![], vec![(0, 1), (1, 1)]));
+    assert_eq!(synced(&part), part.wal.stats().batch);
+    // One that may not wait takes all before it along.
+    assert_eq!(part.turn(&hub, Time(0).plus(LogRoom::INTERVAL)).unwrap(), Turned::Again);
+    hub.durability.set(Durability::Always);
+    hub.submit(1, 2, 4);
+    run(&mut part, &hub, Time(0).plus(LogRoom::INTERVAL));
+    assert_eq!((hub.stored.take(), hub.durable.take()), (vec![(0, 2)], vec![(0, 2), (1, 2)]));
+    // An idle log syncs what could wait for ever.
+    hub.durability.set(Durability::Never);
+    hub.submit(0, 3, 5);
+    let now = Time(0).plus(LogRoom::INTERVAL);
+    assert_eq!(run(&mut part, &hub, now), Turned::Until(Some(now.plus(LogRoom::IDLE))));
+    run(&mut part, &hub, now.plus(LogRoom::IDLE));
+    assert_eq!((hub.stored.take(), hub.durable.take()), (vec![(0, 3)], vec![(0, 3)]));
+}
+
+#[test]
+fn what_may_wait_is_synced_at_once_if_that_cannot_be_noted_and_with_a_promise() {
+    for note in [None, Some(false), Some(true)] {
+        let (part, hub) = (part(open(&SimDisk::new(1))), Hub::default());
+        let mut part = match note {
+            Some(can_note) => part.relaxed(move || can_note),
+            None => part,
+        };
+        let mut batch = batch(1, 100);
+        if note == Some(true) {
+            batch.push_promise(Promise { shard: SHARD, replica: ReplicaId(1), epoch: Epoch(2) });
+        }
+        let submission =
+            Submission { worker: 0, ticket: 1, batch: batch.into(), durability: Durability::Never };
+        hub.desk.submit(Time(0), submission);
+        run(&mut part, &hub, Time(0));
+        assert_eq!((hub.stored.take(), hub.durable.take()), (vec![], vec![(0, 1)]), "{note:?}");
+    }
+}
+
 /// A batch that is held elsewhere, as for a replica, is left alone; another one serves again, with its capacity.
 #[test]
 fn a_batch_is_used_again_once_it_is_durable_and_has_no_other_holder() {
@@ -132,7 +200,10 @@ fn a_batch_is_used_again_once_it_is_durable_and_has_no_other_holder() {
         assert!(filled.is_empty() && shared.records() == 1);
         let first = Arc::as_ptr(&shared);
         let held = is_held.then(|| Arc::clone(&shared));
-        hub.desk.submit(Time(0), Submission { worker: 0, ticket: 1, batch: shared });
+        hub.desk.submit(
+            Time(0),
+            Submission { worker: 0, ticket: 1, batch: shared, durability: Durability::Always },
+        );
         run(&mut part, &hub, Time(0));
         assert!(held.as_ref().is_none_or(|held| held.records() == 1), "it is as it was submitted");
         let next = hub.desk.share(&mut batch(3, 10));
@@ -207,7 +278,10 @@ fn a_promise_is_marked_once_it_was_reported_18() {
     let mut part = part(open(&disk));
     let mut batch = Batch::new();
     batch.push_promise(Promise { shard: SHARD, replica: ReplicaId::FIRST, epoch: Epoch(2) });
-    hub.desk.submit(Time(0), Submission { worker: 0, ticket: 1, batch: batch.into() });
+    hub.desk.submit(
+        Time(0),
+        Submission { worker: 0, ticket: 1, batch: batch.into(), durability: Durability::Always },
+    );
     while hub.durable.borrow().is_empty() {
         assert_eq!(part.turn(&hub, Time(0)).unwrap(), Turned::Again);
     }

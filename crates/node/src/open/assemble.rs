@@ -250,12 +250,14 @@ pub(crate) fn assemble<E: Env>(
         checks = Some(CheckPart::new(Arc::clone(&store)));
     }
     let copies = CopyPart::new(Arc::clone(&store), options.copies);
+    let data = Arc::new(Data { dir: Mutex::new(Some(data_dir)), store: Arc::clone(&store) });
+    let noted = Arc::clone(&data);
     let life = Life {
         shared: Arc::clone(&shared),
         threads: Mutex::default(),
         lifecycle: Mutex::default(),
         end_is_over: Condvar::new(),
-        data: Arc::new(Data { dir: Mutex::new(Some(data_dir)), store: Arc::clone(&store) }),
+        data,
         store: Arc::clone(&store),
         log: wal.reader(),
         listed: Mutex::default(),
@@ -287,7 +289,8 @@ pub(crate) fn assemble<E: Env>(
         peers,
         transfers,
         prepare: PreparePart::new(wal.preparer()),
-        log: LogPart::new(wal, (threads, shared.placement.count_here()), options.segment_bytes, shared.now()),
+        log: LogPart::new(wal, (threads, shared.placement.count_here()), options.segment_bytes, shared.now())
+            .relaxed(move || noted.note_unsynced()),
         workers,
         probes,
         steps,

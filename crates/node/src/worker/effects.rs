@@ -9,6 +9,7 @@ use crate::queries::Job;
 use crate::shared::Shared;
 use crate::steps::Step;
 use stead_core::control::directory::ShardRoute;
+use stead_core::durability::Durability;
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::records::Piece;
@@ -17,6 +18,7 @@ use stead_store::wal::Batch;
 
 impl<E: Env> Worker<E> {
     pub(super) fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        self.needed = self.shards[slot as usize].replica.durability(&self.effects);
         if !self.effects.records.is_empty() {
             self.write_records(shared, now, slot);
         }
@@ -74,6 +76,7 @@ impl<E: Env> Worker<E> {
             }
         }
         self.effects.shard = effects;
+        self.needed = Durability::Always;
         if self.batch.bytes() >= shared.sizes.batch_bytes {
             self.hand_on(shared, now);
         }
@@ -86,6 +89,7 @@ impl<E: Env> Worker<E> {
             self.touched.push(slot);
         }
         *appended += records;
+        self.durability = self.durability.min(self.needed);
         self.shards[slot as usize].appended += records;
     }
 
@@ -122,7 +126,8 @@ impl<E: Env> Worker<E> {
         }
         self.submitted.push_back((self.ticket, reached));
         let batch = shared.log.share(&mut self.batch);
-        shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
+        let durability = std::mem::replace(&mut self.durability, Durability::Never);
+        shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch, durability });
     }
 
     pub(super) fn hand_on(&mut self, shared: &Shared<E>, now: Time) {

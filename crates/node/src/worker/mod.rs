@@ -43,6 +43,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use stead_core::clock::Now;
 use stead_core::control::facts::ShardReport;
+use stead_core::durability::Durability;
 use stead_core::ids::{CallToken, CheckpointNumber, Epoch, Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replication::epoch::EpochRecord;
@@ -101,6 +102,9 @@ pub struct Worker<E: Env> {
     /// Queries that their shards have released.
     queries: Vec<Job<Asker<E>>>,
     batch: Batch,
+    /// When the records of the batch have to be synced, and those that are being added.
+    durability: Durability,
+    needed: Durability,
     /// Maximum number of bytes of a batch that the log accepts.
     batch_max: usize,
     /// The number of records in `batch`, by slot; `touched` names the slots.
@@ -157,8 +161,9 @@ pub struct Worker<E: Env> {
 
 /// The work that has arrived at a worker since its last turn.
 struct Intake<C> {
-    /// The last of the worker's submissions that the log holds durably.
+    /// The last of the worker's submissions that counts as durable, and the last one that is synced.
     durable: u64,
+    synced: u64,
     commands: Vec<Command<C>>,
     inputs: Vec<(ShardId, Input)>,
 }
@@ -278,11 +283,13 @@ impl<E: Env> Worker<E> {
             slots,
             moved: Vec::new(),
             queries: Vec::new(),
-            intake: Intake { durable: 0, commands: Vec::new(), inputs: Vec::new() },
+            intake: Intake { durable: 0, synced: 0, commands: Vec::new(), inputs: Vec::new() },
             commands: VecDeque::new(),
             effects: Effects::default(),
             local: VecDeque::new(),
             batch: Batch::new(),
+            durability: Durability::Never,
+            needed: Durability::Always,
             batch_max,
             touched: Vec::new(),
             ticket: 0,
@@ -346,6 +353,8 @@ impl<E: Env> Worker<E> {
         let Self { intake, .. } = self;
         let inbox = &shared.inboxes[self.number];
         inbox.take(&mut intake.commands, &mut intake.inputs);
+        // In this order: what is synced is durable.
+        intake.synced = inbox.synced();
         intake.durable = inbox.durable();
         shared.watch.durable(self.number, &mut intake.durable);
         take_over(&mut self.commands, &mut intake.commands);

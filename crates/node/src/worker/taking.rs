@@ -146,10 +146,14 @@ impl<E: Env> Worker<E> {
             }
         }
         // An entry that is not committed may never be. The log may lose the end of those that are not durable, and go on behind a gap.
-        let (shards, durable) = (&self.shards, self.intake.durable);
+        let (shards, synced) = (&self.shards, self.intake.synced);
         let is_over = |taking: &mut Taking| {
             let commit = shards[taking.slot as usize].replica.replica().commit();
-            let mut is_safe = commit >= taking.name.base.index && durable >= taking.ticket;
+            let is_synced = synced >= taking.ticket;
+            if taking.is_drained && !is_synced {
+                shared.log.want_sync();
+            }
+            let mut is_safe = commit >= taking.name.base.index && is_synced;
             shared.watch.snapshot_counts(&mut is_safe);
             taking.is_drained && is_safe
         };

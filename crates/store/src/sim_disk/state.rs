@@ -59,6 +59,8 @@ pub(super) struct Inner {
     pub(super) crash_at: Option<u64>,
     pub(super) refuse_at: Option<u64>,
     pub(super) crashed: bool,
+    /// The number of power cuts.
+    pub(super) cuts: u128,
     pub(super) capacity: Option<u64>,
     pub(super) files_max: Option<u32>,
     pub(super) faults: Faults,
@@ -89,6 +91,7 @@ impl Inner {
             crash_at: None,
             refuse_at: None,
             crashed: false,
+            cuts: 0,
             capacity: None,
             files_max: None,
             faults: Faults::default(),
@@ -131,6 +134,7 @@ impl Inner {
     }
 
     pub(super) fn crash(&mut self) {
+        self.cuts += 1;
         let fate = match self.rng.u8(..5) {
             0 => Fate::KeepAll,
             1 => Fate::LoseAll,

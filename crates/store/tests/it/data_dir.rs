@@ -19,6 +19,7 @@ fn meta() -> Meta {
         log_id: u64::MAX,
         log_created: false,
         clean: false,
+        unsynced: None,
         restoring: false,
         has_control: false,
         starts: Vec::new(),
@@ -226,4 +227,27 @@ fn a_second_owner_is_refused() {
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     drop(dir);
     DataDir::open(disk, never).unwrap();
+}
+
+#[test]
+fn after_another_boot_a_log_that_was_not_synced_may_lack_something() {
+    let disk = SimDisk::new(1);
+    let (mut dir, _) = open(&disk, meta).unwrap();
+    assert!(!dir.may_lack());
+    dir.note_unsynced().unwrap();
+    assert!(!dir.may_lack(), "the machine runs");
+    drop(dir);
+    disk.kill_process();
+    assert!(!open(&disk, never).unwrap().0.may_lack(), "the process alone ended");
+    disk.crash();
+    disk.restart();
+    let (mut dir, _) = open(&disk, never).unwrap();
+    assert!(dir.may_lack());
+    // As an end in order does, once the log is synced.
+    dir.update(|meta| meta.unsynced = None).unwrap();
+    assert!(!dir.may_lack());
+    drop(dir);
+    disk.crash();
+    disk.restart();
+    assert!(!open(&disk, never).unwrap().0.may_lack());
 }

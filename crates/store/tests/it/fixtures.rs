@@ -61,6 +61,7 @@ fn meta() -> Meta {
         log_id: 0x5eed,
         log_created: true,
         clean: false,
+        unsynced: None,
         restoring: false,
         has_control: false,
         starts: Vec::new(),

@@ -34,11 +34,13 @@ pub enum ClusterBug {
     RestartedPrimary,
     /// A node does not pass on what a client has seen, so that no loss is reported to it.
     LossUnreported,
+    /// The control plane does not hear that a power cut may have taken what a node had acknowledged (rule 3).
+    DoubtForgotten,
 }
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::StoredBeforeSync,
         Self::RetryWithoutIdentity,
         Self::MessagesBeforeLog,
@@ -51,6 +53,7 @@ impl ClusterBug {
         Self::WipedVoter,
         Self::RestartedPrimary,
         Self::LossUnreported,
+        Self::DoubtForgotten,
     ];
 
     /// Returns its name on the command line.
@@ -69,6 +72,7 @@ impl ClusterBug {
             Self::WipedVoter => "wiped-voter",
             Self::RestartedPrimary => "restarted-primary",
             Self::LossUnreported => "loss-unreported",
+            Self::DoubtForgotten => "doubt-forgotten",
         }
     }
 
@@ -95,6 +99,7 @@ impl ClusterBug {
                 (dials.are_asynchronous, dials.lease_max) = (true, 40);
             }
             Self::AcksChange => (dials.are_strictest, dials.change) = (true, false),
+            Self::DoubtForgotten => (dials.are_relaxed, dials.change) = (true, false),
             _ => {}
         }
     }
@@ -114,6 +119,8 @@ impl ClusterBug {
             // 0: the replica that trims its log behind it ends its node.
             Self::UncommittedSnapshot => &[0, 1, 2, 14],
             Self::AcksChange | Self::WipedVoter => &[2],
+            // Of which entries are lost depends what is seen first.
+            Self::DoubtForgotten => &[2, 4, 5, 6, 7, 14],
             // Who misses the answer first: a read, a retry, or the check of what is committed.
             Self::LossUnannounced => &[4, 6, 7],
             Self::RestartedPrimary => &[1],

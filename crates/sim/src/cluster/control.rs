@@ -2,7 +2,7 @@
 
 use super::network::DELAY;
 use super::node::{at_of, node_id};
-use super::{CONTROL, Cluster, ClusterBug, Event, Outcome};
+use super::{CONTROL, Cluster, ClusterBug, ClusterMark, Event, Outcome};
 use crate::profile::one_in;
 use std::collections::BTreeSet;
 use stead_core::commit_tracker::EpochConfig;
@@ -34,11 +34,17 @@ impl Cluster {
         self.connect();
         let now = self.now;
         let requests = self.plane.step(now, &mut self.rng, &self.void, &mut self.marks)?;
-        for (shard, mut record) in self.plane.begun.drain(..) {
+        for (shard, mut record, goes_without) in std::mem::take(&mut self.plane.begun) {
             if self.bug == Some(ClusterBug::LossUnannounced) {
                 record.losses = Losses::default();
             }
             self.model.note_record(shard, &record);
+            if goes_without {
+                self.marks.hit(ClusterMark::WentOnInDoubt);
+                if self.model.take_back(shard, record.base.index)? {
+                    self.marks.hit(ClusterMark::CommittedLost);
+                }
+            }
         }
         let max_lag = self.plane.state.dials()[0].max_lag;
         self.model.judge.max_lag = self.model.judge.max_lag.max(max_lag);
@@ -64,11 +70,16 @@ impl Cluster {
         if self.plane.is_registered(machine.id, entering.start) {
             return self.begin_registered(at);
         }
+        let is_doubted = entering.may_lack() && self.bug != Some(ClusterBug::DoubtForgotten);
+        let disk = if is_doubted { DiskState::Doubtful } else { DiskState::Whole };
+        if is_doubted {
+            self.marks.hit(ClusterMark::Doubted);
+        }
         let hello = Hello {
             node: Some(machine.id),
             life: entering.life,
             start: entering.start,
-            disk: DiskState::Whole,
+            disk,
             addresses: vec![format!("n{}:1", machine.id)],
             earlier: entering.earlier(),
         };
@@ -158,6 +169,9 @@ impl Cluster {
     pub(super) fn is_spare(&self, at: usize) -> bool {
         let mut void = self.void.clone();
         void.extend(self.replicas_on(at));
+        for (shard, record) in self.plane.state.shards() {
+            void.extend(record.history().void().iter().map(|replica| (shard, *replica)));
+        }
         self.plane.state.shards().all(|(shard, record)| {
             record.history().records().iter().all(|record| can_end(&void, shard, &record.config))
         })

@@ -103,8 +103,12 @@ impl Model {
                     }
                     _ => {}
                 }
-                let longest = self.judge.answered.entry(process.clone()).or_default();
-                *longest = count.max(*longest);
+                if self.is_relaxed(shard, epoch) {
+                    self.judge.early.push(Early { shard, point, process: process.clone(), number, count });
+                } else {
+                    let longest = self.judge.answered.entry(process.clone()).or_default();
+                    *longest = count.max(*longest);
+                }
             }
             // It left before its loss was known.
             _ if self.has_lost(shard, point) => {
@@ -177,6 +181,11 @@ impl Model {
         let Some(staleness) = staleness.filter(|staleness| *staleness <= max_lag) else {
             return Err(Violation::new(17, what(&format!("its age is {staleness:?} of {max_lag}"))));
         };
+        let is_kept = self.committed_epoch(shard, point.index) == Some(point.epoch);
+        if !is_kept && self.is_relaxed(shard, point.epoch) {
+            // Power cuts took what it shows, or will have.
+            return Ok(());
+        }
         let is_committed = point.index == Index(0) || self.committed_epoch(shard, point.index).is_some();
         if !is_committed || self.count_at(process, point.index) != count {
             return Err(Violation::new(5, what("another state is committed, or none")));
@@ -214,8 +223,12 @@ impl Model {
                         format!("{number:?} was answered as {count} of {process}, and is not at {point:?}");
                     return Err(Violation::new(4, what));
                 }
-                let longest = self.judge.answered.entry(process).or_default();
-                *longest = count.max(*longest);
+                if self.is_relaxed(shard, point.epoch) {
+                    self.judge.early.push(Early { shard, point, process, number, count });
+                } else {
+                    let longest = self.judge.answered.entry(process).or_default();
+                    *longest = count.max(*longest);
+                }
             } else if self.has_lost(shard, answered) {
                 self.judge.lost += 1;
             } else {
@@ -228,6 +241,8 @@ impl Model {
 
     /// Whether all that was answered early is committed, or announced as lost.
     pub(super) fn are_answers_settled(&self) -> bool {
-        self.judge.early.iter().all(|early| self.has_lost(early.shard, early.point))
+        let is_there =
+            |early: &Early| self.committed_epoch(early.shard, early.point.index) == Some(early.point.epoch);
+        self.judge.early.iter().all(|early| is_there(early) || self.has_lost(early.shard, early.point))
     }
 }

@@ -67,11 +67,17 @@ pub enum ClusterMark {
     LossReported,
     /// A primary under a lease stood still for longer than that.
     PausedLease,
+    /// A power cut may have taken what a replica had acknowledged.
+    Doubted,
+    /// A shard went on with replicas that may have lost what they had acknowledged.
+    WentOnInDoubt,
+    /// It lost entries that were committed.
+    CommittedLost,
 }
 
 impl ClusterMark {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 34] = [
         Self::Killed,
         Self::PowerCut,
         Self::CrashInRecovery,
@@ -103,6 +109,9 @@ impl ClusterMark {
         Self::Lost,
         Self::LossReported,
         Self::PausedLease,
+        Self::Doubted,
+        Self::WentOnInDoubt,
+        Self::CommittedLost,
     ];
 
     /// Returns its description.
@@ -140,13 +149,22 @@ impl ClusterMark {
             Self::Lost => "answers lost and announced",
             Self::LossReported => "losses reported to clients that have seen what is lost",
             Self::PausedLease => "primaries paused for longer than their lease",
+            Self::Doubted => "starts of nodes that may lack what they acknowledged",
+            Self::WentOnInDoubt => "takeovers with replicas that may lack what they acknowledged",
+            Self::CommittedLost => "takeovers that lost committed entries",
         }
     }
 }
 
 /// The counts of rare events.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterMarks([u64; ClusterMark::ALL.len()]);
+
+impl Default for ClusterMarks {
+    fn default() -> Self {
+        Self([0; ClusterMark::ALL.len()])
+    }
+}
 
 impl ClusterMarks {
     pub(super) fn hit(&mut self, mark: ClusterMark) {

@@ -49,6 +49,7 @@ struct Committed {
     promised: Epoch,
     /// The hash of the state after it.
     hash: u128,
+    bytes: Vec<u8>,
 }
 
 /// A shard.
@@ -145,9 +146,73 @@ impl Model {
         self.records.entry((shard, record.config.epoch())).or_insert_with(|| record.clone());
     }
 
-    /// Whether an epoch may answer clients before their entries are committed.
+    /// Whether what an epoch answers may be lost, for it is not committed, or not synced.
     pub(super) fn is_early(&self, shard: ShardId, epoch: Epoch) -> bool {
-        self.records.get(&(shard, epoch)).is_some_and(|record| record.config.is_asynchronous())
+        let record = self.records.get(&(shard, epoch));
+        record.is_some_and(|record| record.config.is_asynchronous()) || self.is_relaxed(shard, epoch)
+    }
+
+    /// Whether what is committed in an epoch may be lost by power cuts.
+    pub(super) fn is_relaxed(&self, shard: ShardId, epoch: Epoch) -> bool {
+        let record = self.records.get(&(shard, epoch));
+        record.is_some_and(|record| record.config.durability().is_relaxed())
+    }
+
+    /// Takes back what was committed behind an entry: power cuts took it, and the record of the epoch that goes on without it says so.
+    /// Returns whether there was something.
+    pub(super) fn take_back(&mut self, shard: ShardId, base: Index) -> Result<bool, Violation> {
+        let mut is_some = false;
+        while self.shards[shard.0 as usize].last() > base {
+            is_some = true;
+            let track = &mut self.shards[shard.0 as usize];
+            let lost = track.committed.pop().expect("it is behind the base");
+            let entry = Entry::decode(&lost.bytes).expect("it was decoded before");
+            let at = LogPoint { epoch: lost.epoch, index: entry.index };
+            if !self.is_relaxed(shard, lost.epoch) {
+                let what = format!("entry {at:?} of shard {shard} was synced, and is lost");
+                return Err(Violation::new(2, what));
+            }
+            self.unfold(shard, &entry)?;
+        }
+        if is_some {
+            let track = &mut self.shards[shard.0 as usize];
+            track.state = State::new(shard);
+            for committed in &track.committed {
+                let entry = Entry::decode(&committed.bytes).expect("it was decoded before");
+                track.state.apply(entry).expect("it was applied before");
+            }
+        }
+        Ok(is_some)
+    }
+
+    /// Undoes the last entry's part of the lists. Channels have no part in it: what another shard depends on is never lost.
+    fn unfold(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
+        let process = entry.process.to_string();
+        let key = RecordKey::process(&process);
+        let written =
+            entry.writes.iter().find(|write| write.key == key).and_then(|write| write.value.as_ref());
+        let number =
+            written.and_then(|list| list.len().checked_sub(4).and_then(|last| number_in(&list[last..])));
+        let what = format!("entry {} of shard {shard} is lost, and another shard knows it", entry.index);
+        match entry.cause {
+            Cause::Message { from, .. } if from == shard => {
+                *self.received.entry((from, shard)).or_default() -= 1;
+            }
+            Cause::Message { .. } => return Err(Violation::new(12, what)),
+            _ => {}
+        }
+        if let Some(number) = number {
+            self.lists.get_mut(&process).map(Vec::pop);
+            self.lengths.get_mut(&process).map(Vec::pop);
+            self.applied.remove(&number);
+        }
+        for send in &entry.sends {
+            if send.to != shard {
+                return Err(Violation::new(12, what));
+            }
+            self.sent.get_mut(&(shard, shard)).map(Vec::pop);
+        }
+        Ok(())
     }
 
     /// Returns the last index before an entry that survived, if the entry was lost before an epoch.
@@ -260,7 +325,7 @@ impl Model {
         let wrong = |what: String| Violation::new(2, format!("shard {shard}, entry {index}: {what}"));
         let entry = Entry::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
         track.state.apply(entry.clone()).map_err(|error| wrong(error.to_string()))?;
-        track.committed.push(Committed { epoch, promised, hash: track.state.hash() });
+        track.committed.push(Committed { epoch, promised, hash: track.state.hash(), bytes });
         track.made = track.made.split_off(&(index.next(), Epoch(0)));
         self.entries += 1;
         self.fold(shard, &entry)?;

@@ -97,6 +97,11 @@ impl Entering {
     pub(super) fn earlier(&self) -> Vec<StartId> {
         self.dir.meta().earlier_starts().to_vec()
     }
+
+    /// Whether the disk may lack what was acknowledged.
+    pub(super) fn may_lack(&self) -> bool {
+        self.dir.may_lack()
+    }
 }
 
 /// The right of a life to change its disk, which ends with it.
@@ -212,7 +217,8 @@ impl Machine {
         bug: Option<ClusterBug>,
     ) -> Result<(Running, Seen), OpenError> {
         let Entering { mut dir, created, start, alive, .. } = entering;
-        dir.update(|meta| meta.starts = vec![start])?;
+        let boot = dir.boot();
+        dir.update(|meta| (meta.starts, meta.unsynced) = (vec![start], meta.unsynced.map(|_| boot)))?;
         let (options, program) = (Self::options(topology, replicas), Lists);
         let code = Registered { program: &program, without_code: &options.without_code };
         let production = recover_options(&options);

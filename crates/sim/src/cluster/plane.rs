@@ -13,7 +13,7 @@ use stead_core::clock::Now;
 use stead_core::control::command::{ShardChange, ShardStart};
 use stead_core::control::controller::Controller;
 use stead_core::control::detector::TimeoutBounds;
-use stead_core::control::dial::{Acks, Dial};
+use stead_core::control::dial::{Acks, Dial, Durability};
 use stead_core::control::directory::Directory;
 use stead_core::control::facts::{Fact, Request};
 use stead_core::control::health::HealthSettings;
@@ -64,8 +64,8 @@ pub(super) struct Plane {
     size: usize,
     /// The shards whose newest epoch began because something failed.
     failed_over: BTreeSet<ShardId>,
-    /// The records of epochs that have begun since they were taken.
-    pub(super) begun: Vec<(ShardId, EpochRecord)>,
+    /// The records of epochs that have begun since they were taken, and whether they began with replicas in doubt.
+    pub(super) begun: Vec<(ShardId, EpochRecord, bool)>,
     /// Print commands and their outcomes on stderr.
     pub(super) tracing: bool,
 }
@@ -78,6 +78,8 @@ pub(super) struct Dials {
     /// Each shard has a replica on each node, and all store an entry before its client is answered.
     pub(super) are_strictest: bool,
     pub(super) change: bool,
+    /// Replicas may acknowledge before they sync.
+    pub(super) are_relaxed: bool,
     /// The longest lease, in milliseconds.
     pub(super) lease_max: u64,
 }
@@ -88,13 +90,15 @@ impl Dials {
         let replicas = rng.usize(1..=size);
         let least = if self.are_asynchronous { 1 } else { replicas / 2 + 1 };
         let acks = rng.usize(least..=replicas);
+        let relaxed = if self.are_relaxed { rng.usize(..4) } else { 0 };
         let (replicas, acks) = if self.are_strictest { (size, size) } else { (replicas, acks) };
         Dial {
             replicas: replicas as u8,
             acks: Acks::Count(acks as u8),
             lease: millis(rng.u64(20..self.lease_max)),
             max_lag: millis(rng.u64(50..1_000)),
-            ..Dial::default()
+            durability: [Durability::Always, Durability::Interval, Durability::Never, Durability::Never]
+                [relaxed],
         }
     }
 }
@@ -121,7 +125,7 @@ impl Plane {
         for command in commands {
             assert_eq!(state.apply(command), Outcome::Done, "the first commands are valid");
         }
-        let begun = state.shards().map(|(shard, record)| (shard, record.history().newest().clone()));
+        let begun = state.shards().map(|(shard, record)| (shard, record.history().newest().clone(), false));
         let begun = begun.collect();
         let mut directory = Directory::default();
         directory.follow(&state);
@@ -284,8 +288,11 @@ impl Plane {
                 continue;
             }
             marks.hit(ClusterMark::Epoch);
-            self.begun
-                .extend(self.state.shard(shard).map(|record| (shard, record.history().newest().clone())));
+            let history = self.state.shard(shard).map(ShardRecord::history);
+            self.begun.extend(history.map(|history| {
+                let newest = history.newest();
+                (shard, newest.clone(), history.forced() == newest.config.epoch())
+            }));
             if !was_settled {
                 marks.hit(ClusterMark::NeverActive);
             }

@@ -149,6 +149,11 @@ impl Cluster {
                 shard.check()?;
             }
             let (shard, id) = (replica.shard_id(), replica.replica().id());
+            let record = self.plane.state.shard(shard);
+            if record.is_some_and(|record| record.history().void().contains(&id)) {
+                // It may hold what is lost, and knows it once it hears of the new epoch.
+                continue;
+            }
             let is_new = self.followed.get(&(at, shard)).is_none_or(|followed| followed.replica != id);
             if is_new {
                 self.followed.insert((at, shard), Followed::new(id));

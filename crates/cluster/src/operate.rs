@@ -4,7 +4,7 @@ use crate::enter::Membership;
 use crate::status::ServiceDial;
 use std::time::{Duration, Instant};
 use stead_control::ProposeError;
-use stead_core::control::dial::{Acks, Dial};
+use stead_core::control::dial::{Acks, Dial, Durability};
 use stead_core::control::facts::Fact;
 use stead_core::control::{Command, Outcome, Refusal};
 use stead_core::ids::{Epoch, Micros, NodeId, ShardId};
@@ -16,6 +16,8 @@ pub struct DialChange {
     pub replicas: Option<u8>,
     /// The replicas that store an entry before its client is answered: `Some(None)` for more than half of them.
     pub acks: Option<Option<u8>>,
+    /// The time at which an entry is synced.
+    pub durability: Option<Durability>,
     /// The greatest age of an answer that is read at a backup, and the greatest lag of an asynchronous service's backups.
     pub max_lag: Option<Duration>,
     /// The span of the leases of an asynchronous service's primaries.
@@ -29,6 +31,7 @@ impl DialChange {
             Some(acks) => acks.map_or(Acks::Majority, Acks::Count),
             None => dial.acks,
         };
+        dial.durability = self.durability.unwrap_or(dial.durability);
         dial.max_lag = self.max_lag.map_or(dial.max_lag, Micros::from);
         dial.lease = self.lease.map_or(dial.lease, Micros::from);
         dial

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use std::net::SocketAddr;
-use stead_core::control::dial::{Acks, Dial, Durability};
+use stead_core::control::dial::{Acks, Dial};
 
 /// The condition of a cluster, as one of its nodes sees it: it may be a little old while that node is cut off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -125,11 +125,7 @@ pub struct ServiceDial {
 
 impl ServiceDial {
     pub(crate) fn new(service: String, (first_shard, shards): (u32, u32), dial: &Dial) -> Self {
-        let durability = match dial.durability {
-            Durability::Always => "always",
-            Durability::Interval => "interval",
-            Durability::Never => "never",
-        };
+        let durability = dial.durability.name();
         let acks = match dial.acks {
             Acks::Majority => None,
             Acks::Count(count) => Some(count),

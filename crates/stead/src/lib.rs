@@ -89,7 +89,7 @@ pub use stead_cluster::{
 };
 pub use stead_core::calls::Misuse;
 pub use stead_core::calls::{Limited, Lost, Read, Refusal};
-pub use stead_core::control::dial::Acks;
+pub use stead_core::control::dial::{Acks, Durability};
 pub use stead_core::handler::Limit;
 pub use stead_core::ids::{Colour, Epoch, Index, Micros, TaskId, Time, TimerId};
 pub use stead_core::placement::Place;

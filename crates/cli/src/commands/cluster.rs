@@ -62,9 +62,11 @@ enum ServiceAction {
     },
     /// Set the dial of a service: its shards follow while they serve
     #[command(
-        after_help = "Example:\n  stead service set kv --replicas 3\n  stead service set kv --replicas 3 --acks 1\n\n\
+        after_help = "Example:\n  stead service set kv --replicas 3\n  stead service set kv --replicas 3 --acks 1\n  \
+        stead service set kv --durability interval\n\n\
         With as many acks as replicas no entry is lost while one replica is left, and one node that is down stops the service\n\
-        until it is replaced. With fewer than half of them an answer may be lost with the node that gave it."
+        until it is replaced. With fewer than half of them an answer may be lost with the node that gave it. With another\n\
+        durability than always an answer may be lost if the power of too many nodes is cut at once; stead failover shows that."
     )]
     Set {
         /// Name of the service
@@ -76,6 +78,9 @@ enum ServiceAction {
         /// Replicas that store an entry before its client is answered; 0 for more than half of them
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=32))]
         acks: Option<u8>,
+        /// When a replica syncs an entry to its disk: always before it acknowledges it, at an interval of 100 ms, or never by itself
+        #[arg(long, value_name = "WHEN", value_parser = ["always", "interval", "never"])]
+        durability: Option<String>,
         /// Greatest age of a stale answer, and greatest lag of an asynchronous service's backups, in milliseconds
         #[arg(long, value_name = "MS")]
         max_lag_ms: Option<u32>,
@@ -134,7 +139,7 @@ pub(crate) fn run_service(args: &ServiceArgs, json: bool) -> Result<(), Failure>
             dials(rows(&cluster["services"]))
         }
         ServiceAction::Show { service, server } => show(&cluster(server)?, service, json),
-        ServiceAction::Set { service, replicas, acks, max_lag_ms, lease_ms, server } => {
+        ServiceAction::Set { service, replicas, acks, durability, max_lag_ms, lease_ms, server } => {
             let wide = |value: &Option<u8>| value.map(u32::from);
             let parameters = [
                 ("replicas", wide(replicas)),
@@ -144,7 +149,8 @@ pub(crate) fn run_service(args: &ServiceArgs, json: bool) -> Result<(), Failure>
             ];
             let parameters =
                 parameters.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?)));
-            let query = Vec::from_iter(parameters).join("&");
+            let durability = durability.iter().map(|name| format!("durability={name}"));
+            let query = Vec::from_iter(parameters.chain(durability)).join("&");
             let path = format!("/v1/cluster/services/{}/dial?{query}", segment(service));
             let dial = server.server().post(&path, "", &[])?.body;
             if json {

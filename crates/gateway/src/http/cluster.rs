@@ -10,7 +10,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use stead::{DialChange, Membership, Node, OperateError};
+use stead::{DialChange, Durability, Membership, Node, OperateError};
 use utoipa::{IntoParams, ToSchema};
 
 /// The time for which a request to the control plane waits.
@@ -47,6 +47,28 @@ pub(super) async fn cluster(
     gateway.in_background(|node| Ok(cluster_of(node)?.status())).await
 }
 
+/// The time at which a replica syncs an entry.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Synced {
+    /// Before it is acknowledged.
+    Always,
+    /// Within 100 ms: a power cut may lose what was answered meanwhile, and that is announced.
+    Interval,
+    /// When the log is idle, or the operating system does it: a power cut may lose what was answered, and that is announced.
+    Never,
+}
+
+impl From<Synced> for Durability {
+    fn from(synced: Synced) -> Self {
+        match synced {
+            Synced::Always => Self::Always,
+            Synced::Interval => Self::Interval,
+            Synced::Never => Self::Never,
+        }
+    }
+}
+
 /// A change of a service's dial.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -58,6 +80,8 @@ pub(super) struct Dial {
     /// Replicas that store an entry before its client is answered; 0 for more than half of them.
     #[param(minimum = 0, maximum = 32)]
     acks: Option<u8>,
+    /// The time at which an entry is synced to the disk.
+    durability: Option<Synced>,
     /// The greatest age of a stale answer, and the greatest lag of an asynchronous service's backups, in milliseconds.
     max_lag_ms: Option<u32>,
     /// The span of the leases of an asynchronous service's primaries, in milliseconds.
@@ -81,11 +105,12 @@ pub(super) async fn set_dial(
     Segments(OfService { service }): Segments<OfService>,
     dial: Result<Query<Dial>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(Dial { replicas, acks, max_lag_ms, lease_ms }) = dial.map_err(unreadable)?;
+    let Query(Dial { replicas, acks, durability, max_lag_ms, lease_ms }) = dial.map_err(unreadable)?;
     let millis = |millis: u32| Duration::from_millis(millis.into());
     let change = DialChange {
         replicas,
         acks: acks.map(|acks| Some(acks).filter(|acks| *acks > 0)),
+        durability: durability.map(Into::into),
         max_lag: max_lag_ms.map(millis),
         lease: lease_ms.map(millis),
     };

@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::control::dial::{Acks, Dial};
+use stead_core::control::dial::{Acks, Dial, Durability};
 use stead_core::ids::Micros;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
@@ -206,12 +206,17 @@ pub struct ServiceConfig {
     /// Shards of a new service: 1 to 4096. Default 8.
     pub shards: Option<u32>,
     /// Replicas of each shard of a service that is new in a cluster: 1 to 32. As long as there are fewer nodes, there are fewer
-    /// replicas. This and the three that follow are the dial with which such a service begins; from then on `stead service set`
+    /// replicas. This and the four that follow are the dial with which such a service begins; from then on `stead service set`
     /// changes it. A node without a cluster has one replica of each shard. Default 1.
     pub replicas: Option<u8>,
     /// Replicas that store an entry before its client is answered: a number up to `replicas`, or `majority`. Default `majority`.
     #[serde(deserialize_with = "acks")]
     pub acks: Option<Acks>,
+    /// The time at which a replica syncs an entry to its disk: `always` before it acknowledges it, at an `interval` of 100 ms, or `never` by
+    /// itself. Without `always`, a power cut of too many nodes at once may lose what clients were answered, and that is announced. A node
+    /// without a cluster always syncs. Default `always`.
+    #[serde(deserialize_with = "durability")]
+    pub durability: Option<Durability>,
     /// The greatest age of an answer that is read at a backup, and the greatest lag of the backups of a service whose `acks` are less
     /// than a majority: 1 ms to 24 h. Default 10 s.
     #[serde(deserialize_with = "duration")]
@@ -412,6 +417,7 @@ impl ServiceConfig {
             shards: over.shards.or(self.shards),
             replicas: over.replicas.or(self.replicas),
             acks: over.acks.or(self.acks),
+            durability: over.durability.or(self.durability),
             max_lag: over.max_lag.or(self.max_lag),
             lease: over.lease.or(self.lease),
             session_ttl: over.session_ttl.or(self.session_ttl),
@@ -436,7 +442,7 @@ impl ServiceConfig {
             acks: self.acks.unwrap_or(standard.acks),
             max_lag: self.max_lag.map_or(standard.max_lag, Into::into),
             lease: self.lease.map_or(standard.lease, Into::into),
-            ..standard
+            durability: self.durability.unwrap_or(standard.durability),
         };
         let impossible = |reason| ConfigError::Dial { service: service.to_owned(), reason };
         dial.check().map_err(impossible)?;
@@ -517,6 +523,14 @@ fn acks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Acks>, D::E
             Err(serde::de::Error::custom("acks are a number of replicas, 1 to 32, or \"majority\""))
         }
     }
+}
+
+/// Reads the name of a durability.
+fn durability<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Durability>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let durability = Durability::of_name(&name);
+    let wrong = || serde::de::Error::custom("a durability is \"always\", \"interval\" or \"never\"");
+    durability.map(Some).ok_or_else(wrong)
 }
 
 fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Interval>, D::Error> {

@@ -80,6 +80,11 @@ fn a_dial_is_read_and_an_impossible_one_is_refused() {
     };
     let dial = |text: &str| bank(text)?.dial("bank").map_err(|error| error.to_string());
     let set = dial("replicas = 3\nacks = 1\nmax_lag = \"2s\"\nlease = \"1s\"").unwrap();
+    assert_eq!(set.durability, Durability::Always);
+    for durability in Durability::ALL {
+        let set = dial(&format!("durability = \"{}\"", durability.name())).unwrap();
+        assert_eq!(set.durability, durability);
+    }
     assert_eq!((set.replicas, set.acks), (3, Acks::Count(1)));
     assert_eq!((set.max_lag, set.lease), (Micros::from_secs(2), Micros::from_secs(1)));
     assert_eq!(dial("replicas = 3\nacks = \"majority\"").unwrap(), Dial { replicas: 3, ..Dial::default() });
@@ -88,6 +93,7 @@ fn a_dial_is_read_and_an_impossible_one_is_refused() {
         ("acks = 33", "services.bank.acks is 33; it must be 1 to 32, or majority"),
         ("acks = \"most\"", "acks are a number of replicas, 1 to 32, or \"majority\""),
         ("acks = 300", "acks are a number of replicas, 1 to 32, or \"majority\""),
+        ("durability = \"sometimes\"", "a durability is \"always\", \"interval\" or \"never\""),
         ("lease = \"0s\"", "services.bank.lease is 0ns; it must be 1ms to 1h"),
         (
             "replicas = 3\nacks = 4",

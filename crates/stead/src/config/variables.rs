@@ -43,10 +43,11 @@ const IN_TABLES: [&str; 17] = [
     "checkpoints.copy_keep",
 ];
 /// Keys in the table of each service.
-const OF_SERVICES: [&str; 13] = [
+const OF_SERVICES: [&str; 14] = [
     "shards",
     "replicas",
     "acks",
+    "durability",
     "max_lag",
     "lease",
     "session_ttl",

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use stead_cluster::NewService;
-use stead_core::control::dial::Acks;
+use stead_core::control::dial::{Acks, Durability};
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::shard::Settings;
@@ -50,7 +50,7 @@ impl ServiceOptions {
     /// Sets the number of replicas of each of its shards: 1 to 32, 1 by default. As long as the cluster has fewer nodes, there are fewer
     /// replicas.
     ///
-    /// This, [`Self::acks`], [`Self::max_lag`] and [`Self::lease`] are the dial with which a service begins that the cluster does not have
+    /// This, [`Self::acks`], [`Self::durability`], [`Self::max_lag`] and [`Self::lease`] are the dial with which a service begins that the cluster does not have
     /// yet; from then on [`Membership::set_dial`](crate::Membership::set_dial) and `stead service set` change it. A node without a
     /// cluster has one replica of each shard.
     #[must_use]
@@ -64,6 +64,14 @@ impl ServiceOptions {
     #[must_use]
     pub fn acks(mut self, acks: Acks) -> Self {
         self.config.acks = Some(acks);
+        self
+    }
+
+    /// Sets the time at which a replica syncs an entry to its disk: before it acknowledges it by default. Otherwise a power cut of too many
+    /// nodes at once may lose what clients were answered, and announces that. A node without a cluster always syncs.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.config.durability = Some(durability);
         self
     }
 

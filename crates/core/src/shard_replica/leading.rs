@@ -6,7 +6,8 @@ use super::{Role, ShardReplica};
 use crate::blob::Blob;
 use crate::calls::{Answer, Query, Read, Refusal};
 use crate::clock::Now;
-use crate::ids::{Epoch, Index, Life, Micros, ReplicaId, Time};
+use crate::ids::{CallToken, Epoch, Index, Life, Micros, ReplicaId, Time};
+use crate::look::Look;
 use crate::replication::epoch::EpochRecord;
 use crate::replication::freshness::TooStale;
 use crate::replication::reads::{ReadKind, Reads};
@@ -19,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A call that a primary may not answer while another one may have served.
 enum Late {
-    /// It has not run.
-    Query(Query),
+    /// It has not run: a query, or an operator's look.
+    Call(shard::Input),
     /// Its answer is that something is not there, which a successor may have made.
     Refused(Answer),
 }
@@ -29,8 +30,9 @@ impl Late {
     /// Returns the bytes that it occupies.
     fn bytes(&self) -> usize {
         let held = match self {
-            Self::Query(query) => query.process.len() + query.payload.len(),
-            Self::Refused(_) => 0,
+            Self::Call(shard::Input::Query(query)) => query.process.len() + query.payload.len(),
+            Self::Call(shard::Input::Look { look, .. }) => size_of::<Look>() + look.bytes(),
+            Self::Call(_) | Self::Refused(_) => 0,
         };
         size_of::<Self>() + held
     }
@@ -50,6 +52,8 @@ pub(super) struct Leading {
     reads: Reads<Late>,
     /// The bytes of these.
     late_bytes: usize,
+    /// The deletions that found nothing and have no answer yet.
+    vain: BTreeSet<CallToken>,
     beats_at: Time,
     /// The primaries before it of which it is not known that their processes have outlived all that they handled.
     doubted: BTreeMap<ReplicaId, Life>,
@@ -253,6 +257,7 @@ impl ShardReplica {
             base: record.base.index,
             reads: Reads::default(),
             late_bytes: 0,
+            vain: BTreeSet::new(),
             beats_at: now.steady.plus(self.settings.heartbeat),
             doubted: record.earlier.clone(),
         };
@@ -374,23 +379,22 @@ impl ShardReplica {
             }
             return;
         };
-        match input {
-            shard::Input::Query(query) => {
-                let kind = match query.read {
-                    Read::Linearizable => ReadKind::Linearizable,
-                    // Under a lease, if the epoch has one.
-                    Read::Service | Read::Primary => ReadKind::Primary,
-                    Read::Stale { .. } => unreachable!("it was answered above"),
-                };
-                if leading.late_bytes >= self.shard_settings.uncommitted_bytes_max {
-                    let refusal = Refusal::Overloaded { retry_after: Shard::RETRY_AFTER };
-                    let answer = leading.shard.refuse(query.token, refusal);
-                    return out.shard.push(shard::Effect::Answer(answer));
-                }
-                leading.hold(kind, Late::Query(query));
+        let (kind, token) = match &input {
+            shard::Input::Query(query) if query.read == Read::Linearizable => {
+                (ReadKind::Linearizable, query.token)
             }
-            input => self.run_shard(now, input, handler, out),
+            // Under a lease, if the epoch has one.
+            shard::Input::Query(Query { token, .. }) | shard::Input::Look { token, .. } => {
+                (ReadKind::Primary, *token)
+            }
+            _ => return self.run_shard(now, input, handler, out),
+        };
+        if leading.late_bytes >= self.shard_settings.uncommitted_bytes_max {
+            let refusal = Refusal::Overloaded { retry_after: Shard::RETRY_AFTER };
+            let answer = leading.shard.refuse(token, refusal);
+            return out.shard.push(shard::Effect::Answer(answer));
         }
+        leading.hold(kind, Late::Call(input));
     }
 
     /// Gives the shard an input, and performs what it requests.
@@ -405,6 +409,10 @@ impl ShardReplica {
         let shard = &mut leading.shard;
         shard.note_lease(leading.rounds.leased_until());
         handler.sees_input(shard, &input);
+        let deletion = match &input {
+            shard::Input::Delete { token, .. } => Some(*token),
+            _ => None,
+        };
         // The observer sees the effects of each input alone.
         let mut earlier = if out.shard.is_empty() { Vec::new() } else { std::mem::take(&mut out.shard) };
         shard.handle(now, input, handler, &mut out.shard);
@@ -417,11 +425,17 @@ impl ShardReplica {
                     self.tail.push(LogEntry { point: LogPoint { epoch, index }, bytes }, None);
                 }
             }
+            let is_entry = |effect: &shard::Effect| matches!(effect, shard::Effect::Append { .. });
+            leading.vain.extend(deletion.filter(|_| !out.shard.iter().any(is_entry)));
+            let vain = &mut leading.vain;
             let is_late = |effect: &mut shard::Effect| match effect {
-                shard::Effect::Answer(answer) => answer.result.as_ref().is_err_and(Refusal::may_be_outdated),
+                shard::Effect::Answer(answer) => {
+                    vain.remove(&answer.token) || answer.result.as_ref().is_err_and(Refusal::may_be_outdated)
+                }
                 _ => false,
             };
-            for effect in out.shard.extract_if(.., is_late) {
+            let late: Vec<shard::Effect> = out.shard.extract_if(.., is_late).collect();
+            for effect in late {
                 if let shard::Effect::Answer(answer) = effect {
                     // It leaves only once what it saw is committed.
                     leading.hold(ReadKind::Primary, Late::Refused(answer));
@@ -447,7 +461,7 @@ impl ShardReplica {
         }
     }
 
-    /// Lets the shard run the queries that may be answered, and asks for confirmations for the others.
+    /// Lets the shard run the calls that may be answered, and asks for confirmations for the others.
     pub(super) fn run_reads(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
         let Role::Leads(leading) = &mut self.role else { return };
         // One round at a time serves all reads that came before it.
@@ -461,8 +475,8 @@ impl ShardReplica {
         let released = leading.reads.release(now.steady, &leading.rounds, tracker);
         leading.late_bytes -= released.iter().map(|(_, late)| late.bytes()).sum::<usize>();
         for (kind, late) in released {
-            let query = match late {
-                Late::Query(query) => query,
+            let call = match late {
+                Late::Call(call) => call,
                 Late::Refused(answer) => {
                     out.shard.push(shard::Effect::Answer(answer));
                     continue;
@@ -471,7 +485,7 @@ impl ShardReplica {
             if let Role::Leads(leading) = &mut self.role {
                 leading.shard.note_read(kind == ReadKind::Primary);
             }
-            self.run_shard(now, shard::Input::Query(query), handler, out);
+            self.run_shard(now, call, handler, out);
         }
     }
 
@@ -541,6 +555,7 @@ mod tests {
     use crate::handler::{Handler, Txn};
     use crate::ids::{CallToken, Colour, Generation, Incarnation, Life, Round, SessionId, ShardId};
     use crate::key::Key;
+    use crate::record::RecordKey;
     use crate::replication::epoch::{Mark, Seal};
     use crate::replication::lease::Grants;
     use crate::replication::stream::StreamLimits;
@@ -810,6 +825,44 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(sent.collect::<Vec<_>>(), [0, 3]);
+    }
+
+    #[test]
+    fn an_operator_sees_or_finds_gone_only_what_a_round_confirms() {
+        let mut replica = replica(Settings::default());
+        let mut input = lead(1, LogPoint::default(), &[1, 2], &[]);
+        if let Input::Lead { record, .. } = &mut input {
+            let members = record.config.members().to_vec();
+            record.config = EpochConfig::parse(Epoch(1), members, 2, ReplicaId(1)).unwrap();
+        }
+        give(&mut replica, input);
+        replica.flush(NOW, &mut Starter, &mut Effects::default());
+        let ack = Frame::Ack { epoch: Epoch(1), upto: Index(1) };
+        give(&mut replica, Input::Frame { from: ReplicaId(2), frame: ack });
+        let (process, [first, second]) = (Key::new("a").unwrap(), [1, 2].map(CallToken));
+        let look = Box::new(Look::State { process: process.clone() });
+        let records = vec![RecordKey::process(&process)];
+        let flush = |replica: &mut ShardReplica, mut out: Effects| {
+            replica.flush(NOW, &mut Starter, &mut out);
+            let tokens = out.shard.into_iter().map(|effect| match effect {
+                shard::Effect::Answer(answer) => answer.token,
+                other => panic!("{other:?}"),
+            });
+            tokens.collect::<Vec<_>>()
+        };
+        let look = shard::Input::Look { token: first, look };
+        for call in [look, shard::Input::Delete { token: second, process, records }] {
+            let mut out = Effects::default();
+            replica.handle_shard(NOW, call, &mut Starter, &mut out);
+            assert_eq!(flush(&mut replica, out), [], "another one may lead");
+        }
+        for (round, answered) in [(1, first), (2, second)] {
+            let mark = Mark { life: Life(1), at: Time(1) };
+            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(round), mark };
+            let mut out = Effects::default();
+            replica.handle(NOW, Input::Frame { from: ReplicaId(2), frame }, &mut Starter, &mut out);
+            assert_eq!(flush(&mut replica, out), [answered]);
+        }
     }
 
     #[test]

@@ -858,7 +858,7 @@ mod tests {
         }
         for (round, answered) in [(1, first), (2, second)] {
             let mark = Mark { life: Life(1), at: Time(1) };
-            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(round), mark };
+            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(round), mark, vouches: true };
             let mut out = Effects::default();
             replica.handle(NOW, Input::Frame { from: ReplicaId(2), frame }, &mut Starter, &mut out);
             assert_eq!(flush(&mut replica, out), [answered]);

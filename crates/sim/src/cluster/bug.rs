@@ -3,8 +3,8 @@
 use super::plane::Dials;
 use crate::violation::Violation;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::ids::Life;
-use stead_core::replication::epoch::EpochRecord;
+use stead_core::ids::{Life, Micros};
+use stead_core::replication::epoch::{EpochRecord, Seal};
 use stead_core::replication::table::Losses;
 
 /// A planted bug of a cluster's shell.
@@ -28,6 +28,8 @@ pub enum ClusterBug {
     AcksChange,
     /// The record of an epoch does not name the losses of those before it (rule 19).
     LossUnannounced,
+    /// A member answers a seal while its lease lasts (rule 21).
+    LeaseIgnored,
     /// A replica whose disk was replaced keeps its number: its node counts its lives on (rule 3).
     WipedVoter,
     /// A primary goes on in its epoch after a restart (rule 11).
@@ -50,6 +52,7 @@ impl ClusterBug {
         Self::UncommittedSnapshot,
         Self::AcksChange,
         Self::LossUnannounced,
+        Self::LeaseIgnored,
         Self::WipedVoter,
         Self::RestartedPrimary,
         Self::LossUnreported,
@@ -69,10 +72,18 @@ impl ClusterBug {
             Self::UncommittedSnapshot => "uncommitted-snapshot",
             Self::AcksChange => "acks-change",
             Self::LossUnannounced => "loss-unannounced",
+            Self::LeaseIgnored => "lease-ignored",
             Self::WipedVoter => "wiped-voter",
             Self::RestartedPrimary => "restarted-primary",
             Self::LossUnreported => "loss-unreported",
             Self::DoubtForgotten => "doubt-forgotten",
+        }
+    }
+
+    /// Changes a seal on its way to a member.
+    pub(super) fn spoil_seal(self, seal: &mut Seal) {
+        if self == Self::LeaseIgnored {
+            seal.lease = Micros(0);
         }
     }
 
@@ -87,6 +98,8 @@ impl ClusterBug {
                     EpochConfig::parse(epoch, members, acks, config.primary()).expect("fewer acks");
             }
             Self::LossUnannounced => record.losses = Losses::default(),
+            // The control plane waits for the recorded lease, too: that would hide the bug.
+            Self::LeaseIgnored => record.lease = Micros(record.lease.0 * 20),
             Self::RestartedPrimary => record.life = life,
             _ => {}
         }
@@ -95,13 +108,19 @@ impl ClusterBug {
     /// Draws more of what meets the bug.
     pub(super) fn bend(self, dials: &mut Dials) {
         match self {
-            Self::LossUnannounced | Self::LossUnreported => {
-                (dials.are_asynchronous, dials.lease_max) = (true, 40);
+            Self::LossUnannounced | Self::LossUnreported | Self::LeaseIgnored => {
+                (dials.are_asynchronous, dials.are_loosest) = (true, true);
+                (dials.lease_max, dials.change) = (30, false);
             }
             Self::AcksChange => (dials.are_strictest, dials.change) = (true, false),
             Self::DoubtForgotten => (dials.are_relaxed, dials.change) = (true, false),
             _ => {}
         }
+    }
+
+    /// Whether it shows only with primaries that are cut off and answer under a lease, while others take over: drawn faults make few.
+    pub(super) fn cuts_off(self) -> bool {
+        matches!(self, Self::LossUnannounced | Self::LossUnreported | Self::LeaseIgnored)
     }
 
     /// Returns the invariants that it breaks.
@@ -116,13 +135,15 @@ impl ClusterBug {
             Self::ShiftedSequence => &[5, 8],
             // Its node does not start, or its peers wait for entries for ever.
             Self::TrimmedTooFar => &[2, 17],
-            // 0: the replica that trims its log behind it ends its node.
-            Self::UncommittedSnapshot => &[0, 1, 2, 14],
+            // 0, 17: the replica that trims its log behind it ends its node, which drops its calls.
+            Self::UncommittedSnapshot => &[0, 1, 2, 14, 17],
             Self::AcksChange | Self::WipedVoter => &[2],
             // Of which entries are lost depends what is seen first.
             Self::DoubtForgotten => &[2, 4, 5, 6, 7, 14],
             // Who misses the answer first: a read, a retry, or the check of what is committed.
             Self::LossUnannounced => &[4, 6, 7],
+            // The deposed primary shows less than was answered, or denies a session that is open.
+            Self::LeaseIgnored => &[6, 7],
             Self::RestartedPrimary => &[1],
         }
     }

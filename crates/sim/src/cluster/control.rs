@@ -147,7 +147,10 @@ impl Cluster {
         let shared = &running.parts.shared;
         match request {
             Request::Seal { seals, .. } => {
-                for (shard, replica, seal) in seals {
+                for (shard, replica, mut seal) in seals {
+                    if let Some(bug) = self.bug {
+                        bug.spoil_seal(&mut seal);
+                    }
                     shared.push_replica_of(shard, replica, Input::Seal(seal));
                 }
             }

@@ -1,12 +1,15 @@
 //! The lives of nodes, and the faults that end them, hold them up, or take their disks.
 
-use super::node::Running;
+use super::node::{Running, at_of};
 use super::{Cluster, ClusterBug, ClusterMark, Event, Outcome, env};
 use crate::profile::one_in;
 use crate::violation::Violation;
-use stead_core::control::facts::Request;
+use stead_core::control::facts::{Fact, Request};
 use stead_core::ids::Micros;
 use stead_node::NoAnswer;
+
+/// The time for which a primary is cut off by a planted bug, in microseconds.
+const CUT_OFF: u64 = 200_000;
 
 impl Cluster {
     /// A node begins a life.
@@ -124,6 +127,10 @@ impl Cluster {
         if self.is_calm {
             return Ok(());
         }
+        if self.bug.is_some_and(ClusterBug::cuts_off) {
+            self.cut_off_primary();
+            return Ok(());
+        }
         let pause = self.random(self.faults);
         self.at(pause, Event::Fault);
         let at = self.rng.usize(..self.machines.len());
@@ -156,6 +163,20 @@ impl Cluster {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Cuts off a primary, and lets an operator ask for another one.
+    fn cut_off_primary(&mut self) {
+        self.at(CUT_OFF, Event::Fault);
+        self.network.heal();
+        let led = self.plane.state.shards().find_map(|(shard, record)| {
+            // The first node always reaches the control plane.
+            Some((shard, at_of(record.primary_node()?))).filter(|(_, at)| *at != 0)
+        });
+        let Some((shard, at)) = led else { return };
+        self.network.cut_off(at, self.machines.len());
+        let wanted = Fact::Failover { shard, to: None, is_forced: false };
+        self.plane.handle(self.now, wanted, &mut self.marks);
     }
 
     /// The power of a node is cut within so many operations of its disk.

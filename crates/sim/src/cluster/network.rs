@@ -42,6 +42,12 @@ impl Network {
         self.cut.contains(&(from, to))
     }
 
+    /// Cuts all links of a node, of `size` nodes.
+    pub(super) fn cut_off(&mut self, at: usize, size: usize) {
+        let others = (0..size).filter(|other| *other != at);
+        self.cut.extend(others.flat_map(|other| [(at, other), (other, at)]));
+    }
+
     /// Draws another set of links that are cut, of `size` nodes: none, one direction of one, one node's, one direction of these, those
     /// between two halves, or any; or a link that is slow, or a node's.
     pub(super) fn draw_cut(&mut self, size: usize, rng: &mut Rng) {
@@ -54,7 +60,7 @@ impl Network {
         match rng.u8(..11) {
             0 => drop(self.cut.insert((a, b))),
             1 => self.cut.extend(both(a, b)),
-            2 => self.cut.extend(others().flat_map(|other| both(a, other))),
+            2 => self.cut_off(a, size),
             3 => self.cut.extend(others().map(|other| (a, other))),
             4 => self.cut.extend(others().map(|other| (other, a))),
             5 => {

@@ -60,7 +60,7 @@ pub(super) struct Plane {
     pub(super) directory: Directory,
     is_calm: bool,
     /// Whether dials may be asynchronous, and whether they change.
-    dials: Dials,
+    pub(super) dials: Dials,
     size: usize,
     /// The shards whose newest epoch began because something failed.
     failed_over: BTreeSet<ShardId>,
@@ -77,6 +77,8 @@ pub(super) struct Dials {
     pub(super) are_asynchronous: bool,
     /// Each shard has a replica on each node, and all store an entry before its client is answered.
     pub(super) are_strictest: bool,
+    /// Each shard has a replica on each node, and a client is answered once one stores its entry.
+    pub(super) are_loosest: bool,
     pub(super) change: bool,
     /// Replicas may acknowledge before they sync.
     pub(super) are_relaxed: bool,
@@ -91,7 +93,11 @@ impl Dials {
         let least = if self.are_asynchronous { 1 } else { replicas / 2 + 1 };
         let acks = rng.usize(least..=replicas);
         let relaxed = if self.are_relaxed { rng.usize(..4) } else { 0 };
-        let (replicas, acks) = if self.are_strictest { (size, size) } else { (replicas, acks) };
+        let (replicas, acks) = match self {
+            Self { are_strictest: true, .. } => (size, size),
+            Self { are_loosest: true, .. } => (size, 1),
+            _ => (replicas, acks),
+        };
         Dial {
             replicas: replicas as u8,
             acks: Acks::Count(acks as u8),

@@ -9,6 +9,7 @@ use crate::profile::one_in;
 use std::time::Duration;
 use stead_core::calls::{Answer, Identity};
 use stead_core::ids::ShardId;
+use stead_core::record::RecordKey;
 use stead_node::{NoAnswer, ReplyTo};
 
 /// The times after which a client gives up a try, in microseconds: an impatient one's, and that of one that waits out failovers.
@@ -25,8 +26,11 @@ impl Cluster {
         }
         let now = self.now;
         if one_in(&mut self.rng, 3) {
+            // What deletes a list that may be lost is not modelled.
+            let may_delete = !(self.plane.dials.are_asynchronous || self.plane.dials.are_relaxed);
+            let (topology, model) = (&self.topology, &mut self.model);
             let (call, ask) =
-                self.clients.begin_once(client, now, &self.topology, &self.model, &mut self.rng);
+                self.clients.begin_once((client, now), may_delete, topology, model, &mut self.rng);
             self.send_try(call, ask, false);
         } else if self.clients.begin(client, &self.topology, &self.model, &mut self.rng) {
             self.send_call(client, false);
@@ -74,7 +78,7 @@ impl Cluster {
             match &mut ask {
                 Ask::Request { request, .. } => request.seen = None,
                 Ask::Query { query, .. } => query.seen = None,
-                Ask::Open { .. } => {}
+                Ask::Open { .. } | Ask::Look { .. } | Ask::Delete { .. } => {}
             }
         }
         let machine = &self.machines[to];
@@ -97,6 +101,11 @@ impl Cluster {
             }
             Ask::Request { shard, request } => shared.request(shard, request, reply_to),
             Ask::Query { shard, query } => shared.query(shard, query, reply_to),
+            Ask::Look { shard, look } => shared.show(shard, look, reply_to),
+            Ask::Delete { shard, process } => {
+                let records = vec![RecordKey::process(&process)];
+                shared.delete(shard, process, records, reply_to)
+            }
         });
         drop(seen);
         if let Err(error) = taken {

@@ -1,5 +1,5 @@
 //! The clients of a cluster: each has one write at a time, and sends it to one node after another until it is answered. Reads, and
-//! writes without an identity, are sent once.
+//! writes without an identity, are sent once, and so is what an operator asks for.
 
 use super::env::{PROCESSES, SERVICE, called, number_in};
 use super::judge::{Answered, Floor};
@@ -13,6 +13,7 @@ use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Index, Micros, RequestNumber, SessionId, ShardId};
 use stead_core::key::Key;
+use stead_core::look::{Found, Look};
 use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::topology::Topology;
@@ -24,12 +25,19 @@ pub(super) enum Ask {
     Open { shard: ShardId, session: SessionId },
     Request { shard: ShardId, request: Request },
     Query { shard: ShardId, query: Query },
+    Look { shard: ShardId, look: Look },
+    Delete { shard: ShardId, process: Key },
 }
 
 impl Ask {
     pub(super) fn shard(&self) -> ShardId {
-        let (Self::Open { shard, .. } | Self::Request { shard, .. } | Self::Query { shard, .. }) = self;
-        *shard
+        match self {
+            Self::Open { shard, .. }
+            | Self::Request { shard, .. }
+            | Self::Query { shard, .. }
+            | Self::Look { shard, .. }
+            | Self::Delete { shard, .. } => *shard,
+        }
     }
 
     /// Returns what comes later than the same: a shard may have had it.
@@ -88,6 +96,11 @@ enum OnceKind {
     Read,
     /// A stale read, with the time at which it was sent and the age that is allowed.
     Stale(u64, Option<Micros>),
+    /// A look at the process's list.
+    Look,
+    /// A list of the shard's dead letters, and how many one has shown before it was sent.
+    Letters(usize),
+    Delete,
 }
 
 #[derive(Default)]
@@ -183,16 +196,19 @@ impl Clients {
         Identity::Session { session: session.id, number: session.last, confirmed: session.confirmed }
     }
 
-    /// Begins a call of a client that is sent once: a read of any kind, or a write without identity.
+    /// Begins a call of a client that is sent once: a read of any kind, a write without identity, or what an operator asks for.
     pub(super) fn begin_once(
         &mut self,
-        client: usize,
-        now: u64,
+        (client, now): (usize, u64),
+        may_delete: bool,
         topology: &Topology,
-        model: &Model,
+        model: &mut Model,
         rng: &mut Rng,
     ) -> (u64, Ask) {
         self.last_call += 1;
+        if rng.u8(..4) == 0 {
+            return self.begin_operation(client, may_delete, topology, model, rng);
+        }
         let (process, shard) = any_process(topology, rng);
         let (floor, seen) = (model.floor(&process), self.all[client].seen.get(&shard).copied());
         let read = match rng.u8(..6) {
@@ -220,6 +236,32 @@ impl Clients {
                 (kind, Ask::Query { shard, query })
             }
         };
+        self.once.insert(self.last_call, Once { client, process, shard, floor, seen, kind });
+        (self.last_call, ask)
+    }
+
+    /// Begins a look, a list of dead letters or a deletion, of an operator, who brings along nothing that was seen.
+    fn begin_operation(
+        &mut self,
+        client: usize,
+        may_delete: bool,
+        topology: &Topology,
+        model: &mut Model,
+        rng: &mut Rng,
+    ) -> (u64, Ask) {
+        let (process, shard) = any_process(topology, rng);
+        let (kind, ask) = match rng.u8(..3) {
+            0 => {
+                let look = Look::DeadLetters { from: Index(0), limit: u32::MAX, room: u64::MAX };
+                (OnceKind::Letters(model.letters_shown(shard)), Ask::Look { shard, look })
+            }
+            1 if may_delete => {
+                model.note_deletion(&process);
+                (OnceKind::Delete, Ask::Delete { shard, process: process.clone() })
+            }
+            _ => (OnceKind::Look, Ask::Look { shard, look: Look::State { process: process.clone() } }),
+        };
+        let (floor, seen) = (model.floor(&process), None);
         self.once.insert(self.last_call, Once { client, process, shard, floor, seen, kind });
         (self.last_call, ask)
     }
@@ -357,17 +399,42 @@ impl Clients {
         }
         let Ok(Answer { result: Ok(Reply::Ok(ref reply)), staleness, .. }) = result else { return Ok(()) };
         let point = point_of(result.as_ref().expect("it is an answer"));
-        let Some(count) = number_in(reply) else {
-            return Err(Violation::new(7, format!("a call of {process} was answered {reply:?}")));
-        };
         let process = process.to_string();
+        let bad = || Violation::new(7, format!("a call of {process} was answered {reply:?}"));
+        let count = match kind {
+            OnceKind::Look | OnceKind::Letters(_) => {
+                let found = Found::decode(reply).map_err(|_| bad())?;
+                return match (kind, found) {
+                    (OnceKind::Look, Found::State(list)) => {
+                        marks.hit(ClusterMark::Looked);
+                        let list = list.unwrap_or_else(Blob::empty);
+                        model.judge_look(now, (shard, process, point), &list, &floor)
+                    }
+                    (OnceKind::Letters(least), Found::DeadLetters { found, next: None }) => {
+                        if !found.is_empty() {
+                            marks.hit(ClusterMark::LettersListed);
+                        }
+                        model.judge_letters(shard, point, &found, least)
+                    }
+                    _ => Err(bad()),
+                };
+            }
+            OnceKind::Delete => {
+                let count = (**reply).try_into().map(u64::from_be_bytes).map_err(|_| bad())?;
+                if count > 0 {
+                    marks.hit(ClusterMark::Deleted);
+                }
+                return model.judge_deletion(now, (shard, process, point), count, &floor);
+            }
+            _ => number_in(reply).ok_or_else(bad)?,
+        };
         let number = match kind {
             OnceKind::Stale(sent, asked) => {
                 marks.hit(ClusterMark::StaleRead);
                 return model.judge_stale((shard, &process, point, count), sent, staleness, asked);
             }
-            OnceKind::Read => None,
             OnceKind::Write(number) => Some(number),
+            _ => None,
         };
         marks.hit(if number.is_some() { ClusterMark::Anonymous } else { ClusterMark::Read });
         model.judge(now, Answered { shard, process, point, number, count }, &floor)

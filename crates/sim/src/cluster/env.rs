@@ -4,7 +4,7 @@ use super::bug::ClusterBug;
 use std::cell::RefCell;
 use std::sync::Arc;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Call, Caller as CalledBy, Outcome, Refusal};
+use stead_core::calls::{Answer, Call, Caller as CalledBy, Misuse, Outcome, Refusal};
 use stead_core::capture::View;
 use stead_core::channel::Outbox;
 use stead_core::handler::{Handler, QueryPlace, Txn};
@@ -22,6 +22,8 @@ pub(super) const SERVICE: &str = "lists";
 pub(super) const PROCESSES: u32 = 8;
 /// One in this many requests sends a message.
 const SENDS: u32 = 2;
+/// One in this many numbers is refused as a message, and becomes a dead letter.
+const REFUSED: u32 = 16;
 
 thread_local! {
     static STAND: RefCell<Stand> = RefCell::default();
@@ -162,7 +164,7 @@ impl Watch for Witness {
 }
 
 /// Lists of numbers. A request appends its number, and is answered with the length; one in [`SENDS`] has another process append it
-/// too, by a message.
+/// too, by a message, which refuses some numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lists;
 
@@ -181,14 +183,23 @@ pub(super) fn number_in(payload: &[u8]) -> Option<u32> {
     payload.try_into().ok().map(u32::from_be_bytes)
 }
 
+/// Whether a number is refused as a message.
+pub(super) fn is_refused(number: u32) -> bool {
+    number.is_multiple_of(REFUSED)
+}
+
 impl Handler for Lists {
     fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
+        let number = number_in(call.payload).expect("the world sends numbers");
+        let is_from_client = matches!(call.caller, CalledBy::Client { .. });
+        if !is_from_client && is_refused(number) {
+            return Outcome::Refused(Misuse::Request("it is one of those".to_owned()));
+        }
         let mut list = txn.state().map_or_else(Vec::new, <[u8]>::to_vec);
         list.extend_from_slice(call.payload);
         let len = (list.len() / 4) as u32;
         txn.put_state(Blob::from(list)).expect("a short list");
-        let number = number_in(call.payload).expect("the world sends numbers");
-        if matches!(call.caller, CalledBy::Client { .. }) && number.is_multiple_of(SENDS) {
+        if is_from_client && number.is_multiple_of(SENDS) {
             let payload = Blob::from(call.payload);
             txn.send(SERVICE, messaged(number), payload).expect("a short message");
         }

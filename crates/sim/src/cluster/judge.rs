@@ -1,11 +1,13 @@
 //! The judgement on answers: what they show is committed, or was answered early by an asynchronous epoch and is committed later, or
 //! announced as lost.
 
+use super::env::number_in;
 use super::model::Model;
 use crate::violation::Violation;
 use std::collections::BTreeMap;
 use stead_core::calls::{Answer, Lost, Refusal};
 use stead_core::ids::{Index, Micros, ShardId};
+use stead_core::record::DeadLetter;
 use stead_core::replication::table::LogPoint;
 
 /// An answer that left before the last entry that it saw was committed.
@@ -40,9 +42,11 @@ pub(super) struct Answered {
 /// The answers that clients have got.
 #[derive(Default)]
 pub(super) struct Judge {
-    /// By process, the greatest length that was answered and is committed.
+    /// By process, the greatest number of steps that an answer included that is committed.
     answered: BTreeMap<String, u32>,
     early: Vec<Early>,
+    /// By shard, the greatest number of dead letters that was shown.
+    letters: BTreeMap<ShardId, usize>,
     /// By process, what had been answered by a time, ascending.
     floors: BTreeMap<String, Vec<(u64, Floor)>>,
     /// Answers that were lost, and announced.
@@ -63,7 +67,7 @@ impl Model {
         }
     }
 
-    /// Returns the least length that a call has to show that began at a floor.
+    /// Returns the least number of steps that a call has to show that began at a floor.
     fn least(&self, shard: ShardId, floor: &Floor) -> u32 {
         let kept = floor.early.iter().filter(|(point, _)| !self.has_lost(shard, *point));
         kept.map(|(_, count)| *count).chain([floor.committed]).max().unwrap_or_default()
@@ -74,8 +78,25 @@ impl Model {
         self.judge.floors.entry(process.to_owned()).or_default().push((now, floor));
     }
 
+    /// Returns the number of steps of its process that an answer includes. What is not committed is of a run without deletions.
+    fn steps_of(&self, answered: &Answered) -> u32 {
+        let Answered { shard, process, point, number, count } = answered;
+        let found = match number {
+            Some(number) => self.place_of(process, *number).map(|(steps, _)| steps),
+            None if self.is_committed(*shard, *point) => Some(self.steps_at(process, point.index)),
+            None => None,
+        };
+        found.unwrap_or(*count)
+    }
+
+    fn is_committed(&self, shard: ShardId, point: LogPoint) -> bool {
+        let epoch = self.committed_epoch(shard, point.index);
+        epoch.is_some_and(|epoch| epoch == point.epoch || point.index == Index(0))
+    }
+
     /// Judges an answer that has come.
     pub(super) fn judge(&mut self, now: u64, answered: Answered, floor: &Floor) -> Result<(), Violation> {
+        let steps = self.steps_of(&answered);
         let Answered { shard, process, point, number, count } = answered;
         let least = self.least(shard, floor);
         let what = |text: &str| {
@@ -87,14 +108,15 @@ impl Model {
                 }
             )
         };
-        let is_behind = if number.is_some() { count <= least } else { count < least };
+        let is_behind = if number.is_some() { steps <= least } else { steps < least };
         if is_behind {
-            return Err(Violation::new(6, what(&format!("{least} was answered before"))));
+            let what = what(&format!("it includes {steps} steps, and {least} were answered before"));
+            return Err(Violation::new(6, what));
         }
         match self.committed_epoch(shard, point.index) {
-            Some(epoch) if epoch == point.epoch || point.index == Index(0) => {
+            Some(_) if self.is_committed(shard, point) => {
                 match number {
-                    Some(number) if self.number_at(&process, count) != Some(number) => {
+                    Some(number) if self.place_of(&process, number) != Some((steps, count)) => {
                         return Err(Violation::new(5, what("another request is committed there")));
                     }
                     None if self.count_at(&process, point.index) != count => {
@@ -103,11 +125,11 @@ impl Model {
                     }
                     _ => {}
                 }
-                if self.is_relaxed(shard, epoch) {
+                if self.is_relaxed(shard, point.epoch) {
                     self.judge.early.push(Early { shard, point, process: process.clone(), number, count });
                 } else {
-                    let longest = self.judge.answered.entry(process.clone()).or_default();
-                    *longest = count.max(*longest);
+                    let most = self.judge.answered.entry(process.clone()).or_default();
+                    *most = steps.max(*most);
                 }
             }
             // It left before its loss was known.
@@ -128,6 +150,78 @@ impl Model {
         }
         self.note_floor(now, &process);
         Ok(())
+    }
+
+    /// Judges what an operator has seen of a process: as a read, and with the content of its list.
+    pub(super) fn judge_look(
+        &mut self,
+        now: u64,
+        (shard, process, point): (ShardId, String, LogPoint),
+        list: &[u8],
+        floor: &Floor,
+    ) -> Result<(), Violation> {
+        let shown: Vec<u32> = list.chunks(4).filter_map(number_in).collect();
+        if self.is_committed(shard, point) && shown != self.list_at(&process, point.index) {
+            let what =
+                format!("{process} is shown as {shown:?} at entry {point:?} of shard {shard}, and is not");
+            return Err(Violation::new(5, what));
+        }
+        let (number, count) = (None, shown.len() as u32);
+        self.judge(now, Answered { shard, process, point, number, count }, floor)
+    }
+
+    /// Returns the greatest number of a shard's dead letters that was shown.
+    pub(super) fn letters_shown(&self, shard: ShardId) -> usize {
+        self.judge.letters.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// Judges a list of all dead letters of a shard. `least` were shown before it was asked for.
+    pub(super) fn judge_letters(
+        &mut self,
+        shard: ShardId,
+        point: LogPoint,
+        found: &[(Index, DeadLetter)],
+        least: usize,
+    ) -> Result<(), Violation> {
+        let bad = |number, what: &str| {
+            let shown: Vec<Index> = found.iter().map(|(index, _)| *index).collect();
+            let what = format!("dead letters {shown:?} at entry {point:?} of shard {shard}: {what}");
+            Err(Violation::new(number, what))
+        };
+        if found.len() < least {
+            return bad(6, &format!("{least} were shown before"));
+        }
+        if !self.is_committed(shard, point) {
+            let may_be_early = self.is_early(shard, point.epoch) || self.has_lost(shard, point);
+            return if may_be_early { Ok(()) } else { bad(5, "the entry is not committed") };
+        }
+        let shown = found.iter().map(|(index, letter)| (*index, number_in(&letter.payload)));
+        let expected = self.letters_at(shard, point.index);
+        if !shown.eq(expected.iter().map(|(index, number)| (*index, Some(*number)))) {
+            return bad(5, &format!("{expected:?} are committed"));
+        }
+        let most = self.judge.letters.entry(shard).or_default();
+        *most = found.len().max(*most);
+        Ok(())
+    }
+
+    /// Judges the answer to a deletion: its entry deleted the list, or there was none.
+    pub(super) fn judge_deletion(
+        &mut self,
+        now: u64,
+        (shard, process, point): (ShardId, String, LogPoint),
+        deleted: u64,
+        floor: &Floor,
+    ) -> Result<(), Violation> {
+        let is_right = deleted == 0 || deleted == 1 && self.is_deletion(&process, point.index);
+        if !is_right {
+            let what = format!(
+                "the deletion of {process} is answered {deleted} at entry {point:?} of shard {shard}"
+            );
+            return Err(Violation::new(7, what));
+        }
+        let (number, count) = (None, 0);
+        self.judge(now, Answered { shard, process, point, number, count }, floor)
     }
 
     /// Judges whether an answer reports the loss of what its client had seen of the shard when it sent the call: its primary does so if
@@ -194,7 +288,7 @@ impl Model {
         let floors = self.judge.floors.get(process).map_or(&[][..], |floors| floors);
         let before = floors.partition_point(|(at, _)| *at < as_of);
         let least = before.checked_sub(1).map_or(0, |at| self.least(shard, &floors[at].1));
-        if count < least {
+        if self.steps_at(process, point.index) < least {
             return Err(Violation::new(
                 6,
                 what(&format!("{least} was answered before, its age is {staleness}")),
@@ -215,7 +309,7 @@ impl Model {
             let Early { point: answered, process, number, count, .. } = early;
             if answered == point {
                 let is_right = match number {
-                    Some(number) => self.number_at(&process, count) == Some(number),
+                    Some(number) => self.place_of(&process, number).is_some_and(|(_, place)| place == count),
                     None => self.count_at(&process, point.index) == count,
                 };
                 if !is_right {

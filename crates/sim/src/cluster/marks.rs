@@ -73,6 +73,12 @@ pub enum ClusterMark {
     WentOnInDoubt,
     /// It lost entries that were committed.
     CommittedLost,
+    /// An operator was shown the state of a process.
+    Looked,
+    /// An operator was shown dead letters.
+    LettersListed,
+    /// An operator deleted the state of a process.
+    Deleted,
 }
 
 impl ClusterMark {
@@ -112,6 +118,9 @@ impl ClusterMark {
         Self::Doubted,
         Self::WentOnInDoubt,
         Self::CommittedLost,
+        Self::Looked,
+        Self::LettersListed,
+        Self::Deleted,
     ];
 
     /// Returns its description.
@@ -152,6 +161,9 @@ impl ClusterMark {
             Self::Doubted => "starts of nodes that may lack what they acknowledged",
             Self::WentOnInDoubt => "takeovers with replicas that may lack what they acknowledged",
             Self::CommittedLost => "takeovers that lost committed entries",
+            Self::Looked => "looks of operators at processes",
+            Self::LettersListed => "lists of dead letters that have some",
+            Self::Deleted => "processes deleted by operators",
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The committed entries of the whole cluster, folded by the model itself: each replica's entries, states and answers are compared with
 //! them.
 
-use super::env::{Made, number_in};
+use super::env::{Made, is_refused, number_in};
 use super::judge::Judge;
 use crate::violation::Violation;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::blob::Blob;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Epoch, Index, Life, NodeId, ReplicaId, Seq, ShardId};
-use stead_core::record::RecordKey;
+use stead_core::record::{Pending, RecordKey};
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::ShardReplica;
@@ -18,10 +18,12 @@ use stead_node::PeerMessage;
 /// All shards.
 pub(super) struct Model {
     shards: Vec<Track>,
-    /// By process, its numbers in their order.
-    lists: BTreeMap<String, Vec<u32>>,
-    /// By process, the entries that changed its list, each with the length after it.
-    lengths: BTreeMap<String, Vec<(Index, u32)>>,
+    /// By process.
+    histories: BTreeMap<String, History>,
+    /// By process, the deletions that were sent, and have no entry yet.
+    deletions: BTreeMap<String, u32>,
+    /// By shard, the entries of its dead letters, with the numbers that they refuse.
+    letters: BTreeMap<ShardId, Vec<(Index, u32)>>,
     /// The numbers of requests that were applied.
     applied: BTreeSet<u32>,
     /// The records of all epochs.
@@ -32,6 +34,31 @@ pub(super) struct Model {
     /// By channel, the number of messages whose handling is committed.
     received: BTreeMap<(ShardId, ShardId), usize>,
     pub(super) entries: u64,
+}
+
+/// The committed changes of a process.
+#[derive(Default)]
+struct History {
+    /// The numbers that its list got, and `None` for each deletion.
+    steps: Vec<Option<u32>>,
+    /// By entry, the number of steps after it, and of those up to the last deletion.
+    lengths: Vec<(Index, u32, u32)>,
+}
+
+impl History {
+    /// Notes the step of an entry.
+    fn push(&mut self, index: Index, step: Option<u32>) {
+        self.steps.push(step);
+        let steps = self.steps.len() as u32;
+        let deleted = if step.is_none() { steps } else { self.lengths.last().map_or(0, |last| last.2) };
+        self.lengths.push((index, steps, deleted));
+    }
+
+    /// Returns the number of steps after an entry, and of those up to the last deletion.
+    fn at(&self, index: Index) -> (u32, u32) {
+        let upto = self.lengths.partition_point(|(at, ..)| *at <= index);
+        upto.checked_sub(1).map_or((0, 0), |last| (self.lengths[last].1, self.lengths[last].2))
+    }
 }
 
 /// A message as its sender's entry has it.
@@ -102,8 +129,9 @@ impl Model {
         };
         Self {
             shards: shards.map(track).collect(),
-            lists: BTreeMap::new(),
-            lengths: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            deletions: BTreeMap::new(),
+            letters: BTreeMap::new(),
             applied: BTreeSet::new(),
             records: BTreeMap::new(),
             judge: Judge::default(),
@@ -202,8 +230,9 @@ impl Model {
             _ => {}
         }
         if let Some(number) = number {
-            self.lists.get_mut(&process).map(Vec::pop);
-            self.lengths.get_mut(&process).map(Vec::pop);
+            if let Some(history) = self.histories.get_mut(&process) {
+                (history.steps.pop(), history.lengths.pop());
+            }
             self.applied.remove(&number);
         }
         for send in &entry.sends {
@@ -239,9 +268,46 @@ impl Model {
 
     /// Returns the length of a process's list after an entry of its shard.
     pub(super) fn count_at(&self, process: &str, index: Index) -> u32 {
-        let lengths = self.lengths.get(process).map_or(&[][..], |lengths| lengths);
-        let upto = lengths.partition_point(|(at, _)| *at <= index);
-        upto.checked_sub(1).map_or(0, |last| lengths[last].1)
+        let (steps, deleted) = self.histories.get(process).map_or((0, 0), |history| history.at(index));
+        steps - deleted
+    }
+
+    /// Returns the number of steps of a process up to an entry: all numbers that its list ever got, and all deletions.
+    pub(super) fn steps_at(&self, process: &str, index: Index) -> u32 {
+        self.histories.get(process).map_or(0, |history| history.at(index).0)
+    }
+
+    /// Returns the list of a process after an entry.
+    pub(super) fn list_at(&self, process: &str, index: Index) -> Vec<u32> {
+        let Some(history) = self.histories.get(process) else { return Vec::new() };
+        let (steps, deleted) = history.at(index);
+        history.steps[deleted as usize..steps as usize].iter().copied().flatten().collect()
+    }
+
+    /// Returns the number of the step by which a list got a number, and its length after that.
+    pub(super) fn place_of(&self, process: &str, number: u32) -> Option<(u32, u32)> {
+        let history = self.histories.get(process)?;
+        let at = history.steps.iter().rposition(|step| *step == Some(number))?;
+        let deleted =
+            history.steps[..at].iter().rposition(Option::is_none).map_or(0, |deletion| deletion + 1);
+        Some((at as u32 + 1, (at + 1 - deleted) as u32))
+    }
+
+    /// Whether an entry deleted the list of a process.
+    pub(super) fn is_deletion(&self, process: &str, index: Index) -> bool {
+        let lengths = self.histories.get(process).map_or(&[][..], |history| &history.lengths);
+        lengths.iter().any(|(at, steps, deleted)| *at == index && steps == deleted)
+    }
+
+    /// Notes that a deletion is sent.
+    pub(super) fn note_deletion(&mut self, process: &str) {
+        *self.deletions.entry(process.to_owned()).or_default() += 1;
+    }
+
+    /// Returns the dead letters of a shard after an entry, with the numbers that they refuse.
+    pub(super) fn letters_at(&self, shard: ShardId, index: Index) -> &[(Index, u32)] {
+        let all = self.letters.get(&shard).map_or(&[][..], |letters| letters);
+        &all[..all.partition_point(|(at, _)| *at <= index)]
     }
 
     /// Compares a replica with what is committed, and takes over what it has committed first. Returns whether its log was cut.
@@ -341,7 +407,12 @@ impl Model {
             entry.writes.iter().find(|write| write.key == key).and_then(|write| write.value.as_ref());
         let number =
             written.and_then(|list| list.len().checked_sub(4).and_then(|last| number_in(&list[last..])));
-        if let Cause::Message { from, seq } = entry.cause {
+        let message = match entry.cause {
+            Cause::Message { from, seq } => Some((from, seq, number)),
+            Cause::DeadLetter { cause: Pending::Message { from, seq } } => Some((from, seq, None)),
+            _ => None,
+        };
+        if let Some((from, seq, number)) = message {
             let channel = (from, shard);
             let received = self.received.entry(channel).or_default();
             if seq != Seq(*received as u64 + 1) {
@@ -354,18 +425,29 @@ impl Model {
                 );
                 return Err(Violation::new(5, what));
             };
-            if message.process != process || number_in(&message.payload) != number {
+            let sent = number_in(&message.payload);
+            if message.process != process || sent.filter(|sent| !is_refused(*sent)) != number {
                 let what =
                     format!("shard {shard} handles message {seq} of shard {from} as {number:?} of {process}");
                 return Err(Violation::new(8, what));
             }
             *received += 1;
+            if let (None, Some(refused)) = (number, sent) {
+                self.letters.entry(shard).or_default().push((entry.index, refused));
+            }
+        }
+        if entry.cause == Cause::Delete {
+            let sent = self.deletions.entry(process.clone()).or_default();
+            let Some(left) = sent.checked_sub(1) else {
+                let what = format!("entry {} of shard {shard} deletes {process} once more", entry.index);
+                return Err(Violation::new(7, what));
+            };
+            *sent = left;
+            self.histories.entry(process.clone()).or_default().push(entry.index, None);
         }
         if let (Some(list), Some(number)) = (written, number) {
-            let known = self.lists.entry(process.clone()).or_default();
-            known.push(number);
-            let lengths = self.lengths.entry(process.clone()).or_default();
-            lengths.push((entry.index, known.len() as u32));
+            self.histories.entry(process.clone()).or_default().push(entry.index, Some(number));
+            let known = self.list_at(&process, entry.index);
             let numbers = list.chunks(4).filter_map(number_in);
             if !numbers.eq(known.iter().copied()) {
                 let what = format!(
@@ -408,12 +490,6 @@ impl Model {
             }
         }
         Ok(())
-    }
-
-    /// Returns the number at a place of a process's list, counted from 1.
-    pub(super) fn number_at(&self, process: &str, place: u32) -> Option<u32> {
-        let place = (place as usize).checked_sub(1)?;
-        self.lists.get(process)?.get(place).copied()
     }
 
     /// Whether each message that was sent is handled.

@@ -130,7 +130,7 @@ fn planted_bugs_are_caught() {
     assert!(caught(bug, first), "{} was not caught in {SEEDS_MAX} seeds from {first}", bug.name());
 }
 
-/// Slow: run with `--ignored`, as the continuous integration does before a release.
+/// Slow: run by `scripts/long.sh`.
 #[test]
 #[ignore = "plants every bug in turn: half a minute"]
 fn every_planted_bug_is_caught() {

@@ -11,7 +11,7 @@ seconds=${1:-10}
 shift || true
 targets=("$@")
 if [ ${#targets[@]} -eq 0 ]; then
-    mapfile -t targets < <(cd fuzz_targets && ls | sed 's/\.rs$//')
+    mapfile -t targets < <(ls seeds)
 fi
 # A backtrace takes more memory than a target may, and one that can't be made hangs.
 export RUST_BACKTRACE=0
@@ -31,7 +31,7 @@ fi
 coverage='-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing'
-RUSTFLAGS="${RUSTFLAGS:-} $coverage" cargo build --locked --release --target "$host" --bins
+RUSTFLAGS="${RUSTFLAGS:-} $coverage" cargo build --locked --release --target "$host" --bin each
 
 fuzz() {
     local target=$1
@@ -41,7 +41,7 @@ fuzz() {
         dirs+=("regressions/$target")
     fi
     # The seeds and what was found before come first, so that they are replayed on each run.
-    if "$CARGO_TARGET_DIR/$host/release/$target" "${dirs[@]}" -max_total_time="$seconds" -artifact_prefix="artifacts/$target/" \
+    if STEAD_FUZZ_TARGET=$target "$CARGO_TARGET_DIR/$host/release/each" "${dirs[@]}" -max_total_time="$seconds" -artifact_prefix="artifacts/$target/" \
         -timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 ${FUZZ_SEED:+-seed="$FUZZ_SEED"} \
         >"artifacts/$target.log" 2>&1; then
         printf '%-14s %s runs, corpus %s\n' "$target" \

@@ -4,7 +4,7 @@
 //! input's size does not justify, and that decoded values survive encoding. Checksums would stop a fuzzer at once, so
 //! the targets behind one have a mode that corrects the checksums of their input.
 //!
-//! `fuzz_targets/` runs them under libFuzzer, `src/bin/mutate.rs` without it, and `tests/replay.rs` runs each committed
+//! `fuzz_targets/each.rs` runs one of them under libFuzzer, `src/bin/mutate.rs` without it, and `tests/replay.rs` runs each committed
 //! input again.
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod control;
 mod edge;
 mod edits;
 mod log;
+mod native;
 mod network;
 mod protocol;
 pub mod seeds;
@@ -22,6 +23,7 @@ pub use checkpoints::{bundle, cut, manifest};
 pub use control::{commands, control};
 pub use edge::{config, flights_row, http_token, payload, stored_state, transcode};
 pub use log::{data_dir, wal_damage, wal_segment};
+pub use native::native;
 pub use network::{frames, messages};
 pub use protocol::{entry, header, record_key, record_value, records, state};
 
@@ -43,7 +45,7 @@ pub const INPUT_MAX: usize = 64 << 10;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 22] = [
+pub const TARGETS: [(&str, Target); 23] = [
     ("bundle", bundle),
     ("commands", commands),
     ("config", config),
@@ -57,6 +59,7 @@ pub const TARGETS: [(&str, Target); 22] = [
     ("http_token", http_token),
     ("manifest", manifest),
     ("messages", messages),
+    ("native", native),
     ("payload", payload),
     ("record_key", record_key),
     ("record_value", record_value),
@@ -67,6 +70,17 @@ pub const TARGETS: [(&str, Target); 22] = [
     ("wal_damage", wal_damage),
     ("wal_segment", wal_segment),
 ];
+
+/// Returns the target that the environment names, by `STEAD_FUZZ_TARGET`: one binary has all, for each one takes long to link.
+///
+/// # Panics
+/// If it names none.
+#[must_use]
+pub fn named() -> Target {
+    let name = std::env::var("STEAD_FUZZ_TARGET").unwrap_or_default();
+    let found = TARGETS.iter().find(|(target, _)| *target == name);
+    found.unwrap_or_else(|| panic!("STEAD_FUZZ_TARGET={name} names no target")).1
+}
 
 /// Runs a target on an input under the limit on memory.
 pub fn run(target: Target, data: &[u8]) {

@@ -3,6 +3,7 @@
 use crate::checkpoints;
 use crate::control;
 use crate::edge::Shape;
+use crate::native;
 use crate::network::{sample_frames, sample_messages};
 use crate::protocol::sample_entries;
 use serde_json::json;
@@ -84,6 +85,9 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     add("frames", "mended", prefixed(&[1, 0, 0, 0, 0, 0, 0, 0, 0], &frames));
 
     add("messages", "each-kind", sample_messages());
+    for (at, bytes) in native::samples().into_iter().enumerate() {
+        add("native", &format!("content-{at:02}"), bytes);
+    }
     let commands = control::sample_commands();
     add("commands", "cluster", framed(commands.iter().map(Command::encode)));
     let mut state = ControlState::default();

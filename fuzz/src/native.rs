@@ -100,6 +100,7 @@ fn sample_asks() -> Vec<Ask<'static>> {
             identity: Identified::Session { session, number, confirmed },
             colour: Colour(1),
             seen,
+            is_first: Some(true),
         },
         Ask::DeadLetter { shard, letter: Index(4), retry: true },
         Ask::Delete { shard, process: process.clone(), records: vec![RecordKey::process("a")] },

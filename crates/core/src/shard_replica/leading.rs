@@ -430,7 +430,8 @@ impl ShardReplica {
             let vain = &mut leading.vain;
             let is_late = |effect: &mut shard::Effect| match effect {
                 shard::Effect::Answer(answer) => {
-                    vain.remove(&answer.token) || answer.result.as_ref().is_err_and(Refusal::may_be_outdated)
+                    let is_vain = vain.remove(&answer.token);
+                    answer.result.as_ref().map_or_else(Refusal::may_be_outdated, |_| is_vain)
                 }
                 _ => false,
             };

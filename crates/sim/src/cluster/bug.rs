@@ -42,7 +42,7 @@ pub enum ClusterBug {
 
 impl ClusterBug {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::StoredBeforeSync,
         Self::RetryWithoutIdentity,
         Self::MessagesBeforeLog,

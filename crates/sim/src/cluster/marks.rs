@@ -83,7 +83,7 @@ pub enum ClusterMark {
 
 impl ClusterMark {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 37] = [
         Self::Killed,
         Self::PowerCut,
         Self::CrashInRecovery,

@@ -231,7 +231,8 @@ impl Model {
         }
         if let Some(number) = number {
             if let Some(history) = self.histories.get_mut(&process) {
-                (history.steps.pop(), history.lengths.pop());
+                history.steps.pop();
+                history.lengths.pop();
             }
             self.applied.remove(&number);
         }

@@ -6,7 +6,7 @@
 use super::call::{Call, Got};
 use super::routes::{Moved, Routes};
 use crate::error::RawError;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 use stead_core::calls::Refusal;
@@ -107,6 +107,8 @@ pub(super) struct Link {
     direct: BTreeMap<SocketAddr, Direct>,
     /// The nodes to which calls do not go directly until a time.
     avoided: BTreeMap<SocketAddr, Time>,
+    /// The nodes that have calls without an answer for long: each may be cut off from the others, and not know it.
+    stuck: BTreeSet<SocketAddr>,
     /// Calls that wait to be sent.
     waiting: VecDeque<Call>,
     /// Calls without an answer.
@@ -131,6 +133,7 @@ impl Link {
             routes: Routes::new(now),
             direct: BTreeMap::new(),
             avoided: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
             sweep_at: now,
@@ -181,20 +184,24 @@ impl Link {
     /// Asks a node for the others and what they lead if it is time; returns the time of the next request.
     fn learn<N: Network>(&mut self, net: &mut Net<'_, N>) -> Time {
         let home = self.home().map(|(connection, _)| connection);
-        let direct = self.direct.values().filter(|direct| direct.is_open).map(|direct| direct.connection);
-        let open: Vec<ConnectionId> = home.into_iter().chain(direct).collect();
+        let mut open: Vec<(ConnectionId, SocketAddr)> = self.home().into_iter().collect();
+        let direct = self.direct.iter().filter(|(_, direct)| direct.is_open);
+        open.extend(direct.map(|(address, direct)| (direct.connection, *address)));
         if open.is_empty() {
             return Time(u64::MAX);
         }
         if net.now < self.routes.due() {
             return self.routes.due();
         }
+        if open.iter().all(|(_, address)| self.stuck.contains(address)) {
+            self.dial_another(net);
+        }
         let mut unanswered = None;
         if let Some((connection, request)) = self.routes.asked() {
             if home == Some(connection) {
                 self.doubt_home(net);
             }
-            if open == [connection] {
+            if open.iter().all(|(other, _)| *other == connection) {
                 // The next one is on its way, if there is any.
                 self.routes.ask_at(net.now.plus(STUCK));
                 return self.routes.due();
@@ -203,11 +210,11 @@ impl Link {
             unanswered = Some(connection);
         }
         // The one that is most likely to answer.
-        let heard = |connection: &ConnectionId| {
+        let heard = |(connection, address): &(ConnectionId, SocketAddr)| {
             let heard = net.endpoint.connection(*connection).map_or(Time(0), Connection::heard);
-            (Some(*connection) != unanswered, heard)
+            (Some(*connection) != unanswered, !self.stuck.contains(address), heard)
         };
-        let connection = open.into_iter().max_by_key(heard).expect("one is open");
+        let (connection, _) = open.into_iter().max_by_key(heard).expect("one is open");
         let ask = Ask::Topology { without_services: Some(true) };
         let payload = with_time(Duration::from(SILENCE_MAX), &ask.encode());
         match net.endpoint.send_request(connection, &payload, net.now) {
@@ -226,12 +233,24 @@ impl Link {
             self.direct.insert(address, Direct { connection, is_open: true });
             return;
         }
-        let other = self.addresses[self.next];
-        if other != address && !self.direct.contains_key(&other) {
-            self.dial_direct(net, other);
-        }
         let at = self.addresses.iter().position(|other| *other == address);
         self.next = at.expect("it is one of the addresses");
+        self.dial_another(net);
+    }
+
+    /// Begins a connection to a node to which there is none, if there is one, beside that for all calls.
+    fn dial_another<N: Network>(&mut self, net: &mut Net<'_, N>) {
+        let Some((_, home)) = self.home() else { return };
+        let (before, after) = self.addresses.split_at(self.next);
+        let others = || after.iter().chain(before).filter(|other| **other != home);
+        let is_dialing = others().any(|other| self.direct.get(other).is_some_and(|direct| !direct.is_open));
+        let is_new = |other: &&SocketAddr| {
+            let is_avoided = self.avoided.get(other).is_some_and(|until| *until > net.now);
+            !self.direct.contains_key(other) && !is_avoided
+        };
+        if let Some(other) = others().find(is_new).copied().filter(|_| !is_dialing) {
+            self.dial_direct(net, other);
+        }
     }
 
     /// Takes what a node knows of the others. The addresses that were given stay first.
@@ -345,7 +364,7 @@ impl Link {
                 if let Some(direct) = self.direct.values_mut().find(|direct| direct.connection == connection)
                 {
                     direct.is_open = true;
-                    if self.routes.is_unanswered(STUCK, net.now) {
+                    if self.routes.is_unanswered(STUCK, net.now) || !self.stuck.is_empty() {
                         self.routes.ask_at(net.now);
                     }
                 } else if self.stage == Stage::Dialing(connection) {
@@ -632,11 +651,7 @@ impl Link {
                 call.time_out();
             }
         }
-        let is_stuck =
-            |call: &Call| call.shard.is_some() && call.sent.is_some_and(|(at, _)| at.plus(STUCK) <= now);
-        if self.sent.values().any(is_stuck) {
-            self.routes.hurry(now);
-        }
+        self.unstick(net);
         if self.waiting.iter().any(|call| call.is_over(now)) {
             for call in std::mem::take(&mut self.waiting) {
                 if call.is_over(now) {
@@ -646,6 +661,45 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Looks for calls that have had no answer for a while. Another node may know of a new primary, and those that another one can take go
+    /// there: the node that has them may be cut off from the others, and not know it.
+    fn unstick<N: Network>(&mut self, net: &mut Net<'_, N>) {
+        let now = net.now;
+        let is_stuck = |call: &&Call| {
+            (call.shard.is_some() || call.learns) && call.sent.is_some_and(|(at, _)| at.plus(STUCK) <= now)
+        };
+        let stuck = || self.sent.values().filter(is_stuck);
+        self.stuck = stuck().filter_map(|call| Some(call.sent?.1)).collect();
+        if self.stuck.is_empty() {
+            return;
+        }
+        let has_no_primary = stuck().any(|call| self.primary_of(call).is_none());
+        self.routes.hurry(now);
+        if has_no_primary && self.home().is_some_and(|(_, home)| self.stuck.contains(&home)) {
+            self.doubt_home(net);
+        }
+        let open = self.home().map(|(_, home)| home).into_iter();
+        let open: BTreeSet<_> =
+            open.chain(self.direct.iter().filter(|(_, direct)| direct.is_open).map(|(at, _)| *at)).collect();
+        let can_move = |call: &Call| {
+            let from = call.sent.map(|(_, to)| to);
+            let to = self.primary_of(call).or_else(|| self.home().map(|(_, home)| home));
+            call.repeats && to != from && to.is_some_and(|to| open.contains(&to))
+        };
+        let moves = self.sent.iter().filter(|(_, call)| is_stuck(call) && can_move(call));
+        for at in moves.map(|(at, _)| *at).collect::<Vec<_>>().into_iter().rev() {
+            net.endpoint.forget(at.0, at.1);
+            if let Some(call) = self.sent.remove(&at) {
+                self.waiting.push_front(call);
+            }
+        }
+    }
+
+    /// Returns the node that leads the shard of a call, if it has one and that is known.
+    fn primary_of(&self, call: &Call) -> Option<SocketAddr> {
+        self.routes.primary_of(call.shard?)
     }
 
     /// Ends a call that waited to be sent.

@@ -81,6 +81,7 @@ pub(super) struct Dial {
     #[param(minimum = 0, maximum = 32)]
     acks: Option<u8>,
     /// The time at which an entry is synced to the disk.
+    #[param(inline)]
     durability: Option<Synced>,
     /// The greatest age of a stale answer, and the greatest lag of an asynchronous service's backups, in milliseconds.
     max_lag_ms: Option<u32>,

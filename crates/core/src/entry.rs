@@ -6,7 +6,7 @@ use crate::ids::{
     TaskId, Time, TimerId,
 };
 use crate::key::Key;
-use crate::record::{Pending, RecordKey, decode_value};
+use crate::record::{Kind, Pending, RecordKey, decode_value};
 use crate::reply::Reply;
 use minicbor::{Decode, Encode};
 use xxhash_rust::xxh3::xxh3_128;
@@ -257,9 +257,10 @@ impl Entry {
         minicbor::encode(self, out).expect("writing to a Vec never fails");
     }
 
-    /// Whether another shard may come to depend on an entry of a shard, or a checkpoint does: it sends a message, is how far a channel has
-    /// come, or marks a part. Such an entry is synced before it is acknowledged, whatever the [`Durability`](crate::durability::Durability)
-    /// is. Bytes that are no entry count as one.
+    /// Whether another shard may come to depend on an entry of a shard, or a checkpoint does, or what is outside: it sends a message, is how
+    /// far a channel has come, marks a part, or changes a task, whose number other systems may know. Such an entry is synced before it is
+    /// acknowledged, whatever the [`Durability`](crate::durability::Durability) is. Nothing else keeps channels and the numbers of
+    /// tasks right where a power cut takes what was committed. Bytes that are no entry count as one.
     #[must_use]
     pub fn is_shared(shard: ShardId, bytes: &[u8]) -> bool {
         let mut d = minicbor::Decoder::new(bytes);
@@ -272,10 +273,15 @@ impl Entry {
                 Cause::Start | Cause::Marker { .. } | Cause::DeadLetter { .. } => true,
                 _ => false,
             };
-            // The process and the writes.
-            (0..2).try_for_each(|_| d.skip())?;
+            // The process.
+            d.skip()?;
+            // All writes are read: the next field begins behind the last one.
+            let mut has_task = false;
+            for write in d.array_iter::<Write>()? {
+                has_task |= write?.key.kind() == Kind::Task;
+            }
             let mut sends = d.array_iter::<Send>()?;
-            Ok(is_shared || sends.any(|send| send.map_or(true, |send| send.to != shard)))
+            Ok(is_shared || has_task || sends.any(|send| send.map_or(true, |send| send.to != shard)))
         };
         read().unwrap_or(true)
     }
@@ -296,11 +302,10 @@ mod tests {
     #[test]
     fn what_other_shards_may_depend_on_is_shared_and_all_else_is_not() {
         let (here, there) = (ShardId(3), ShardId(4));
-        let is_shared = |cause: Cause, to: Option<ShardId>| {
+        let is_shared_with = |cause: Cause, to: Option<ShardId>, key: RecordKey| {
             let send =
                 |to| Send { to, process: Key::new("a").unwrap(), payload: Blob::from(b"hello".as_slice()) };
-            let write =
-                Write { key: RecordKey::task(TaskId(1)), value: Some(Blob::from([7; 300].as_slice())) };
+            let write = Write { key, value: Some(Blob::from([7; 300].as_slice())) };
             let entry = Entry {
                 index: Index(70_000),
                 epoch: Epoch(2),
@@ -317,6 +322,12 @@ mod tests {
             assert!(Entry::is_shared(here, &bytes[..bytes.len() / 2]), "no entry");
             Entry::is_shared(here, &bytes)
         };
+        let process = || RecordKey::process("process");
+        let is_shared = |cause, to| is_shared_with(cause, to, process());
+        assert!(
+            is_shared_with(Cause::Anonymous, None, RecordKey::task(TaskId(1))),
+            "others may know its number"
+        );
         let message = |from| Cause::Message { from, seq: Seq(9) };
         for (cause, to, shared) in [
             (Cause::Anonymous, None, false),

@@ -2,6 +2,7 @@
 
 use crate::checks::CheckMarks;
 use crate::events;
+use crate::log::Unsynced;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::data_dir::DataDir;
@@ -32,9 +33,13 @@ impl Data {
         dir.is_some().then(act)
     }
 
-    /// Notes durably that the log may lose its end with the power; false if that is not possible.
-    pub(crate) fn note_unsynced(&self) -> bool {
-        let noted = self.dir().as_mut().map(DataDir::note_unsynced);
+    /// Notes durably what the log may lack at the next start; false if that is not possible.
+    pub(crate) fn note_unsynced(&self, unsynced: Unsynced) -> bool {
+        let note = |dir: &mut DataDir| match unsynced {
+            Unsynced::WithPower => dir.note_unsynced(),
+            Unsynced::InAnyCase => dir.note_lost(),
+        };
+        let noted = self.dir().as_mut().map(note);
         match noted {
             Some(Ok(())) => true,
             Some(Err(error)) => {

@@ -343,6 +343,14 @@ impl DataDir {
         self.update(|meta| meta.unsynced = Some(boot))
     }
 
+    /// Notes that the log may lack what was acknowledged, also in this boot: it could not be synced.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub fn note_lost(&mut self) -> Result<(), DataDirError> {
+        self.update(|meta| meta.unsynced = Some(0))
+    }
+
     /// Returns the boot of the machine, as [`Meta::unsynced`] names it.
     #[must_use]
     pub fn boot(&self) -> u128 {

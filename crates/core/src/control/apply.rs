@@ -346,7 +346,7 @@ impl ControlState {
                 placed.stage = Stage::Member;
             }
         }
-        if cause.is_failure() || from != Some(to) || is_forced {
+        if cause.is_failure() || from != Some(to) || is_forced || goes_without {
             if self.failovers.len() >= Self::FAILOVERS_MAX {
                 self.failovers.pop_front();
             }

@@ -11,6 +11,7 @@ mod trimming;
 
 pub use desk::{LogDesk, Submission};
 pub use part::LogPart;
+pub(crate) use part::Unsynced;
 pub use prepare::PreparePart;
 pub(crate) use trimming::Trimming;
 

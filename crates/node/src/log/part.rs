@@ -16,7 +16,16 @@ use stead_store::wal::{Batch, Wal, WalError};
 pub(super) const MARKER_BYTES_MAX: u64 = 128;
 
 /// Notes durably that the log may lose its end with the power; false if that is not possible.
-type NoteUnsynced = Box<dyn FnMut() -> bool + Send>;
+type NoteUnsynced = Box<dyn FnMut(Unsynced) -> bool + Send>;
+
+/// What the log may lack at the next start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsynced {
+    /// Its end, if the power is cut.
+    WithPower,
+    /// Its end, whatever happens: it cannot be synced any more.
+    InAnyCase,
+}
 
 /// The log's owner.
 pub struct LogPart {
@@ -69,9 +78,10 @@ impl LogPart {
     }
 
     /// Lets submissions count as durable before they are synced, if that suffices for them. Before the first time, `note` has to note
-    /// durably that the log may lose its end with the power. If it cannot, they are synced at once as all are without it.
+    /// durably that the log may lose its end with the power. If it cannot, they are synced at once as all are without it, until the end
+    /// of the life. It is called again if the log fails while something counts as durable that is not synced.
     #[must_use]
-    pub fn relaxed(self, note: impl FnMut() -> bool + Send + 'static) -> Self {
+    pub fn relaxed(self, note: impl FnMut(Unsynced) -> bool + Send + 'static) -> Self {
         Self { note_unsynced: Some(Box::new(note)), ..self }
     }
 
@@ -81,6 +91,18 @@ impl LogPart {
     /// # Errors
     /// [`WalError`], which is fatal for the node: the part must not be given another turn.
     pub fn turn<H: LogHub>(&mut self, hub: &H, now: Time) -> Result<Turned, WalError> {
+        let turned = self.take_turn(hub, now);
+        if turned.is_err()
+            && self.relaxed.iter().any(Option::is_some)
+            && let Some(note) = &mut self.note_unsynced
+        {
+            // If this fails, too, the disk is one of which nothing is known.
+            note(Unsynced::InAnyCase);
+        }
+        turned
+    }
+
+    fn take_turn<H: LogHub>(&mut self, hub: &H, now: Time) -> Result<Turned, WalError> {
         if std::mem::take(&mut self.is_timed) {
             hub.synced(now.since(self.begun));
         }
@@ -228,9 +250,13 @@ impl LogPart {
             return Durability::Always;
         }
         if !self.is_noted {
-            self.is_noted = self.note_unsynced.as_mut().is_some_and(|note| note());
+            self.is_noted = self.note_unsynced.as_mut().is_some_and(|note| note(Unsynced::WithPower));
         }
-        if self.is_noted { self.durability } else { Durability::Always }
+        if self.is_noted {
+            return self.durability;
+        }
+        self.note_unsynced = None;
+        Durability::Always
     }
 
     /// Returns the tickets of what is not synced to the workers, and the batches' capacity to the desk.

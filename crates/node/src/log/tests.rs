@@ -4,7 +4,7 @@ use super::*;
 use crate::part::Turned;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stead_core::checkpointing::driver::LogSpace;
 use stead_core::durability::Durability;
@@ -139,7 +139,7 @@ fn a_ticket_comes_back_after_the_sync_and_not_before() {
 #[test]
 fn what_may_wait_counts_at_once_and_is_synced_after_the_interval_or_with_what_may_not() {
     let (disk, hub) = (SimDisk::new(1), Hub::default());
-    let mut part = part(open(&disk)).relaxed(|| true);
+    let mut part = part(open(&disk)).relaxed(|_| true);
     run(&mut part, &hub, Time(0));
     let synced = |part: &LogPart| part.wal.stats().synced;
     let before = synced(&part);
@@ -170,11 +170,37 @@ fn what_may_wait_counts_at_once_and_is_synced_after_the_interval_or_with_what_ma
 }
 
 #[test]
+fn a_log_that_fails_while_something_waits_notes_that_it_may_be_lost() {
+    for (waits, expected) in
+        [(true, vec![Unsynced::WithPower, Unsynced::InAnyCase]), (false, vec![Unsynced::WithPower])]
+    {
+        let (disk, hub, notes) = (SimDisk::new(1), Hub::default(), Arc::new(Mutex::new(Vec::new())));
+        let noted = Arc::clone(&notes);
+        let mut part = part(open(&disk)).relaxed(move |unsynced| {
+            noted.lock().unwrap().push(unsynced);
+            true
+        });
+        hub.durability.set(Durability::Interval);
+        hub.submit(0, 1, 1);
+        run(&mut part, &hub, Time(0));
+        if !waits {
+            run(&mut part, &hub, Time(0).plus(LogRoom::INTERVAL));
+        }
+        hub.durability.set(Durability::Always);
+        hub.submit(0, 2, 2);
+        disk.fail_syncs(1);
+        let now = Time(0).plus(LogRoom::INTERVAL);
+        while part.turn(&hub, now).is_ok() {}
+        assert_eq!(*notes.lock().unwrap(), expected);
+    }
+}
+
+#[test]
 fn what_may_wait_is_synced_at_once_if_that_cannot_be_noted_and_with_a_promise() {
     for note in [None, Some(false), Some(true)] {
         let (part, hub) = (part(open(&SimDisk::new(1))), Hub::default());
         let mut part = match note {
-            Some(can_note) => part.relaxed(move || can_note),
+            Some(can_note) => part.relaxed(move |_| can_note),
             None => part,
         };
         let mut batch = batch(1, 100);

@@ -290,7 +290,7 @@ pub(crate) fn assemble<E: Env>(
         transfers,
         prepare: PreparePart::new(wal.preparer()),
         log: LogPart::new(wal, (threads, shared.placement.count_here()), options.segment_bytes, shared.now())
-            .relaxed(move || noted.note_unsynced()),
+            .relaxed(move |unsynced| noted.note_unsynced(unsynced)),
         workers,
         probes,
         steps,

@@ -246,6 +246,9 @@ fn after_another_boot_a_log_that_was_not_synced_may_lack_something() {
     // As an end in order does, once the log is synced.
     dir.update(|meta| meta.unsynced = None).unwrap();
     assert!(!dir.may_lack());
+    dir.note_lost().unwrap();
+    assert!(dir.may_lack(), "the boot does not matter");
+    dir.update(|meta| meta.unsynced = None).unwrap();
     drop(dir);
     disk.crash();
     disk.restart();

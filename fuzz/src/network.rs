@@ -225,7 +225,7 @@ pub(crate) fn sample_messages() -> Vec<u8> {
     write_deliver(&mut writer, (ShardId(1), ShardId(4)), &[message(1), message(2)], true);
     let taken = Taken { from: ShardId(4), to: ShardId(1), upto: Seq(2), colour: Colour(1) };
     write_taken(&mut writer, &taken);
-    let (shard, id) = (ShardId(4), CallId { life: Life(1), number: 8 });
+    let (shard, id) = (ShardId(4), CallId { process: 1, number: 8 });
     let call = Call { shard, id, within: Duration::from_millis(5), ask: Bytes::from_static(b"a request") };
     write_call(&mut writer, &call);
     for outcome in [Outcome::Answer(Bytes::from_static(b"an answer")), Outcome::NotLed, Outcome::InDoubt] {

@@ -5,8 +5,8 @@
 //!
 //! | kind | what follows |
 //! | --- | --- |
-//! | 11 call | life of the sending node and number of the call (8, 8); the request, as [`crate::native`] has it: its time in milliseconds (4), and an [`Ask`](crate::native::Ask) in CBOR |
-//! | 12 answered | life and number of the call (8, 8), what came of it (1): 0 with an [`Answer`](crate::native::Answer) in CBOR, 1 not led, 2 in doubt |
+//! | 11 call | process of the sending node and number of the call (8, 8); the request, as [`crate::native`] has it: its time in milliseconds (4), and an [`Ask`](crate::native::Ask) in CBOR |
+//! | 12 answered | process and number of the call (8, 8), what came of it (1): 0 with an [`Answer`](crate::native::Answer) in CBOR, 1 not led, 2 in doubt |
 //!
 //! A call leaves under a new number each time, so that an answer is of one that is still awaited, or is dropped.
 
@@ -15,7 +15,7 @@ use crate::payload::PayloadWriter;
 use crate::section::{Address, Section, write_header};
 use bytes::{Buf, Bytes};
 use std::time::Duration;
-use stead_core::ids::{Epoch, Life, ReplicaId, ShardId};
+use stead_core::ids::{Epoch, ReplicaId, ShardId};
 
 pub(crate) const CALL: u8 = 11;
 pub(crate) const ANSWERED: u8 = 12;
@@ -25,12 +25,13 @@ const CALL_HEAD: usize = 1 + 2 * 8 + 4;
 /// Bytes of an answer before its own.
 const ANSWERED_HEAD: usize = 1 + 2 * 8 + 1;
 
-/// The number of a forwarded call, which no other call of its node ever has.
+/// The identity of a forwarded call, which no other call of its node ever has: an answer may come after that node began anew, also with
+/// another disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId {
-    /// The life of the node that forwards it.
-    pub life: Life,
-    /// The number among those of the shard's worker in that life.
+    /// The process that forwards it: the one of its [`Role::Peer`](crate::handshake::Role::Peer).
+    pub process: u64,
+    /// The number among those of the shard's worker in that process.
     pub number: u64,
 }
 
@@ -76,7 +77,7 @@ const fn address(shard: ShardId) -> Address {
 fn write_head(payload: &mut PayloadWriter, (shard, id): (ShardId, CallId), kind: u8, len: usize) {
     write_header(payload, address(shard), len);
     payload.write(&[kind]);
-    payload.write(&id.life.0.to_le_bytes());
+    payload.write(&id.process.to_le_bytes());
     payload.write(&id.number.to_le_bytes());
 }
 
@@ -114,7 +115,7 @@ fn read_head(section: &Section, len: usize) -> Result<(ShardId, CallId), &'stati
         return Err("it names an epoch or replicas");
     }
     let head = section.message.get(..len).ok_or("it ends within its head")?;
-    Ok((shard, CallId { life: Life(u64_at(head, 1)), number: u64_at(head, 9) }))
+    Ok((shard, CallId { process: u64_at(head, 1), number: u64_at(head, 9) }))
 }
 
 /// Reads a message of kind [`CALL`].

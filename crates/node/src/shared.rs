@@ -54,6 +54,8 @@ pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Shared<E: Env> {
     /// Returns the number of starts on the node's data directory, including this one.
     pub(crate) lives: u64,
+    /// The identity of this process, drawn at random.
+    pub(crate) process: u64,
     pub(crate) program: E::Program,
     pub(crate) topology: Arc<Topology>,
     /// The shards that this node has.
@@ -119,7 +121,7 @@ impl<E: Env> Shared<E> {
         program: E::Program,
         (topology, placement, replicated): (Arc<Topology>, Placement, Placed),
         (workers, step_parts): (usize, usize),
-        (node, lives): (NodeId, u64),
+        (node, lives, process): (NodeId, u64, u64),
         (clock, watch): (E::Clock, E::Watch),
         (copies, checks): (CopyDesk, CheckDesk),
         (memory, sizes): (MemoryLimits, Sizes),
@@ -127,6 +129,7 @@ impl<E: Env> Shared<E> {
         let services = topology.services().len();
         Self {
             lives,
+            process,
             trimming: Trimming::new(&placement),
             program,
             topology,
@@ -279,7 +282,7 @@ impl<E: Env> Shared<E> {
             }
             PeerMessage::Ack { from, to, upto, colour } => self.push(to, Input::Ack { from, upto, colour }),
             PeerMessage::Call { from, call } => self.take_forwarded(from, call),
-            PeerMessage::Answered(Answered { shard, id, outcome }) if id.life.0 == self.lives => {
+            PeerMessage::Answered(Answered { shard, id, outcome }) if id.process == self.process => {
                 let news = forward::News::Answered(id.number, outcome);
                 self.inboxes[self.worker_of(shard)].push(Command::Forwarded(news));
             }
@@ -858,7 +861,7 @@ pub(crate) mod tests {
         let copies = (CopyDesk::new(owner, 0, None), check_desk(u64::MAX));
         let (limits, sizes) = (MemoryLimits::default(), Sizes::default());
         let placed = (Arc::clone(&topology), Placement::all_here(&topology), Placed::default());
-        let node = (NodeId::FIRST, 1);
+        let node = (NodeId::FIRST, 1, 1);
         Arc::new(Shared::new(NoCode, placed, (1, 1), node, around, copies, (limits, sizes)))
     }
 

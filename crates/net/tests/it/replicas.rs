@@ -105,7 +105,7 @@ fn draw_key(rng: &mut fastrand::Rng) -> Key {
     Key::new(&(0..len).map(|_| rng.alphanumeric()).collect::<String>()).unwrap()
 }
 
-const CALL: CallId = CallId { life: Life(3), number: 77 };
+const CALL: CallId = CallId { process: 3, number: 77 };
 
 fn call(ask: &'static [u8]) -> Message {
     let within = Duration::from_millis(1500);
@@ -118,7 +118,7 @@ fn answered(outcome: Outcome) -> Message {
 
 /// Draws a forwarded call or its end.
 fn draw_forwarded(rng: &mut fastrand::Rng, shard: ShardId) -> Message {
-    let id = CallId { life: Life(rng.u64(..)), number: rng.u64(..) };
+    let id = CallId { process: rng.u64(..), number: rng.u64(..) };
     let mut content = || Bytes::copy_from_slice(&draw_bytes(rng));
     let (ask, answer) = (content(), content());
     if rng.bool() {

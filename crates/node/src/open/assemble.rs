@@ -170,7 +170,7 @@ pub(crate) fn assemble<E: Env>(
         program,
         (Arc::clone(&topology), placement, Placed::new(places)),
         (threads, options.task_threads),
-        (meta.node, meta.lives),
+        (meta.node, meta.lives, drawn.writer),
         around,
         (copies, CheckDesk::new(options.checkpoints.check_bytes_max, Arc::clone(&store))),
         (memory, drawn.sizes),

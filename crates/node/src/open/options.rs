@@ -109,7 +109,7 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Drawn {
     /// The seed of the user code's random numbers.
     pub handlers: u64,
-    /// The life of this process, of which the names of its bundles are made: no two lives draw the same.
+    /// The identity of this process, for other nodes and in the names of its bundles: no two draw the same.
     pub writer: u64,
     /// The time for which a bundle stays that no checkpoint needs.
     pub grace: Duration,

@@ -263,7 +263,7 @@ fn a_connection_that_closed_is_renewed_and_replicas_learn_of_it() {
 
 fn call(number: u64) -> PeerMessage {
     let ask = Ask::DeadLetter { shard: ShardId(2), letter: Index(1), retry: true }.encode();
-    let (id, within) = (CallId { life: Life(1), number }, Duration::from_secs(1));
+    let (id, within) = (CallId { process: 1, number }, Duration::from_secs(1));
     PeerMessage::Call { from: NodeId(1), call: Call { shard: ShardId(2), id, within, ask } }
 }
 
@@ -293,8 +293,8 @@ fn a_forwarded_call_comes_back_with_its_answer_or_the_end_of_its_connection() {
     });
     assert_eq!(news[0], "9: NotLed");
     assert!(news[1].starts_with("8: Answer("), "{}", news[1]);
-    // One of an earlier life of the first node is for no call.
-    let id = CallId { life: Life(0), number: 10 };
+    // One of an earlier process of the first node is for no call.
+    let id = CallId { process: 0, number: 10 };
     two.leave(1, PeerMessage::Answered(Answered { shard: ShardId(2), id, outcome: Outcome::NotLed }));
     calls[2].leave(Err(NoAnswer::Stopped));
     run(&mut [&mut one, &mut two], "the answer arrives", |nodes| {
@@ -407,7 +407,7 @@ fn a_node_that_reads_nothing_costs_bounded_memory() {
     assert!(other.connection(dialed).is_some());
     // A frame without room is not forgotten: a call goes back to where it waits, and the other end learns that its call has no answer.
     one.leave(2, call(7));
-    let id = CallId { life: Life(1), number: 70 };
+    let id = CallId { process: 1, number: 70 };
     one.leave(2, PeerMessage::Answered(Answered { shard: ShardId(2), id, outcome: Outcome::NotLed }));
     one.turn();
     assert_eq!(one.take_calls().1.last().unwrap(), "7 not sent to 2");

@@ -12,7 +12,7 @@ use crate::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::calls::{Answer, Refusal};
-use stead_core::ids::{Life, NodeId, ShardId, Time};
+use stead_core::ids::{NodeId, ShardId, Time};
 use stead_core::shard::Shard;
 use stead_net::forward::{Call, CallId, Outcome};
 use stead_net::native::Ask;
@@ -80,7 +80,7 @@ impl<E: Env> Worker<E> {
             Some(node) if !self.forwarded.is_down(node) => {
                 let within = Duration::from_micros(call.reply_to.deadline.since(now).0);
                 let ask = call.ask_now();
-                let id = CallId { life: Life(shared.lives), number: self.forwarded.send(call, node) };
+                let id = CallId { process: shared.process, number: self.forwarded.send(call, node) };
                 let call = Call { shard, id, within, ask };
                 self.leave_for(node, PeerMessage::Call { from: shared.node, call });
             }

@@ -41,8 +41,9 @@ fuzz() {
         dirs+=("regressions/$target")
     fi
     # The seeds and what was found before come first, so that they are replayed on each run.
-    if STEAD_FUZZ_TARGET=$target "$CARGO_TARGET_DIR/$host/release/each" "${dirs[@]}" -max_total_time="$seconds" -artifact_prefix="artifacts/$target/" \
-        -timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 ${FUZZ_SEED:+-seed="$FUZZ_SEED"} \
+    if STEAD_FUZZ_TARGET=$target "$CARGO_TARGET_DIR/$host/release/each" "${dirs[@]}" \
+        -max_total_time="$seconds" -artifact_prefix="artifacts/$target/" -timeout=10 -rss_limit_mb=2048 \
+        -max_len=8192 -print_final_stats=1 ${FUZZ_SEED:+-seed="$FUZZ_SEED"} \
         >"artifacts/$target.log" 2>&1; then
         printf '%-14s %s runs, corpus %s\n' "$target" \
             "$(sed -n 's/^stat::number_of_executed_units: *//p' "artifacts/$target.log")" \

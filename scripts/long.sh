@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/long.sh: the tests that take minutes, which no run of CI has. Before a release; STEAD_SEEDS is the number of seeds of one of them.
+# scripts/long.sh: the tests that take minutes, which CI leaves out, for before a release. STEAD_SEEDS is the number of seeds of the first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -79,7 +79,7 @@ pub const TARGETS: [(&str, Target); 23] = [
 pub fn named() -> Target {
     let name = std::env::var("STEAD_FUZZ_TARGET").unwrap_or_default();
     let found = TARGETS.iter().find(|(target, _)| *target == name);
-    found.unwrap_or_else(|| panic!("STEAD_FUZZ_TARGET={name} names no target")).1
+    found.unwrap_or_else(|| panic!("STEAD_FUZZ_TARGET={name} names no target; see fuzz/seeds/")).1
 }
 
 /// Runs a target on an input under the limit on memory.

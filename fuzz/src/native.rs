@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use stead_core::blob::Blob;
 use stead_core::calls::{self, Read, Refusal};
 use stead_core::ids::{
-    CallToken, Colour, Epoch, Incarnation, Index, Micros, RequestNumber, SessionId, ShardId, TaskId, Time,
-    TimerId,
+    CallToken, Colour, Epoch, Incarnation, Index, Micros, RequestNumber, Seq, SessionId, ShardId, TaskId,
+    Time, TimerId,
 };
 use stead_core::key::Key;
 use stead_core::look::{Found, Look};
@@ -66,7 +66,7 @@ fn sample_looks() -> Vec<Look> {
 
 fn sample_found() -> Vec<Found> {
     let letter = DeadLetter {
-        cause: Pending::Message { from: ShardId(1), seq: stead_core::ids::Seq(2) },
+        cause: Pending::Message { from: ShardId(1), seq: Seq(2) },
         process: key("a"),
         payload: Blob::from(&b"pay"[..]),
         sender: key("b"),

@@ -141,10 +141,10 @@ impl<N: Network> Links<N> {
         let others = || self.peers.iter().filter(|(node, peer)| **node != self.own && peer.address.is_some());
         let refusing = || others().filter(|(_, peer)| peer.open.is_none() && peer.knows_later_life);
         let all = others().count();
-        (refusing().count() >= all.min(all.div_ceil(2) + 1))
-            .then(|| refusing().next())
-            .flatten()
-            .map(|(_, peer)| peer.reported.as_str())
+        if refusing().count() < all.min(all.div_ceil(2) + 1) {
+            return None;
+        }
+        refusing().next().map(|(_, peer)| peer.reported.as_str())
     }
 
     /// The seeds to connect to. One whose node is connected by a known address needs no other connection.

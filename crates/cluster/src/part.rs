@@ -93,6 +93,8 @@ pub(crate) struct ClusterPart<N: Network> {
     /// The version of the directory that the host follows.
     given: u64,
     is_registered: bool,
+    /// Whether the node has ended because another process has its place, as other nodes say.
+    is_superseded: bool,
     /// The newest reports on the replicas of this node.
     reports: BTreeMap<ShardId, ShardReport>,
     changed: BTreeSet<ShardId>,
@@ -143,6 +145,7 @@ impl<N: Network> ClusterPart<N> {
             followed: None,
             given: 0,
             is_registered: false,
+            is_superseded: false,
             reports: BTreeMap::new(),
             changed: BTreeSet::new(),
             informed: None,
@@ -182,9 +185,12 @@ impl<N: Network> ClusterPart<N> {
         self.links.seek(status.leader.is_none());
         // It may not learn from the state that another process has taken its place: no other node gives it the newest.
         if self.is_registered
+            && !self.is_superseded
             && let Some(refusal) = self.links.superseded()
         {
             let reason = format!("{SUPERSEDED}: {refusal}");
+            // A node that is still being opened is ended in a later turn.
+            self.is_superseded = self.common.host.get().is_some();
             self.fail(reason);
         }
         if self.common.host.get().is_none() {

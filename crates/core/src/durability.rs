@@ -10,10 +10,10 @@ pub enum Durability {
     #[default]
     #[n(0)]
     Always,
-    /// At intervals: a power cut may lose what the node acknowledged within the last one.
+    /// At intervals: a power cut may lose what the node acknowledged since the last sync.
     #[n(1)]
     Interval,
-    /// When the operating system does: a power cut may lose what the node acknowledged since.
+    /// When the log is idle, or the operating system does: a power cut may lose what the node acknowledged since.
     #[n(2)]
     Never,
 }

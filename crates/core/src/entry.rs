@@ -257,10 +257,10 @@ impl Entry {
         minicbor::encode(self, out).expect("writing to a Vec never fails");
     }
 
-    /// Whether another shard may come to depend on an entry of a shard, or a checkpoint does, or what is outside: it sends a message, is how
-    /// far a channel has come, marks a part, or changes a task, whose number other systems may know. Such an entry is synced before it is
-    /// acknowledged, whatever the [`Durability`](crate::durability::Durability) is. Nothing else keeps channels and the numbers of
-    /// tasks right where a power cut takes what was committed. Bytes that are no entry count as one.
+    /// Whether another shard may come to depend on an entry of a shard, or a checkpoint does, or what is outside: it begins an epoch, sends
+    /// a message, is how far a channel has come, marks a part, or changes a task, whose number other systems may know. Such an entry is
+    /// synced before it is acknowledged, whatever the [`Durability`](crate::durability::Durability) is. Nothing else keeps channels and the
+    /// numbers of tasks right where a power cut takes what was committed. Bytes that are no entry count as one.
     #[must_use]
     pub fn is_shared(shard: ShardId, bytes: &[u8]) -> bool {
         let mut d = minicbor::Decoder::new(bytes);
@@ -271,7 +271,19 @@ impl Entry {
             let is_shared = match d.decode::<Cause>()? {
                 Cause::Message { from, .. } => from != shard,
                 Cause::Start | Cause::Marker { .. } | Cause::DeadLetter { .. } => true,
-                _ => false,
+                Cause::OpenSession { .. }
+                | Cause::Request { .. }
+                | Cause::Idempotent { .. }
+                | Cause::Anonymous
+                | Cause::Timer { .. }
+                | Cause::Task { .. }
+                | Cause::Ack { .. }
+                | Cause::Attempt
+                | Cause::Expire
+                | Cause::Retry { .. }
+                | Cause::Drop { .. }
+                | Cause::Delete
+                | Cause::Suspected { .. } => false,
             };
             // The process.
             d.skip()?;

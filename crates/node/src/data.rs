@@ -43,7 +43,14 @@ impl Data {
         match noted {
             Some(Ok(())) => true,
             Some(Err(error)) => {
-                events::warn(format_args!("each entry is synced, whatever the dial says: {error}"));
+                match unsynced {
+                    Unsynced::WithPower => {
+                        events::warn(format_args!("each entry is synced, whatever the dial says: {error}"));
+                    }
+                    Unsynced::InAnyCase => events::warn(format_args!(
+                        "the log may lack its end, and the next start cannot know it; replace this node: {error}"
+                    )),
+                }
                 false
             }
             None => false,

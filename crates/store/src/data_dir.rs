@@ -50,8 +50,8 @@ pub struct Meta {
     /// Whether the last life that promised epochs shut down cleanly. The next one unsets it before it promises any, so that a
     /// crash leaves it unset. A life that was counted and never came so far has run no handler, and leaves it as it is.
     pub clean: bool,
-    /// The boot of the machine in which the log was acknowledged last before it was synced, and 0 for one that is not known; `None` if it
-    /// never was since the last end in order. After another boot, the log may lack what was acknowledged.
+    /// The boot of the machine in which the log was acknowledged last before it was synced, and 0 for one that is not known, or if it could not
+    /// be synced; `None` if it never was since the last end in order. After another boot, the log may lack what was acknowledged.
     pub unsynced: Option<u128>,
     /// Whether a restore into this directory has begun and not ended: its contents are incomplete.
     pub restoring: bool,
@@ -357,7 +357,7 @@ impl DataDir {
         self.disk.boot().unwrap_or_default()
     }
 
-    /// Whether the log may lack what was acknowledged: that was not synced, and the machine was booted anew.
+    /// Whether the log may lack what was acknowledged: that was not synced, and the machine was booted anew, or could not be synced.
     #[must_use]
     pub fn may_lack(&self) -> bool {
         self.meta.unsynced.is_some_and(|boot| boot == 0 || self.boot() != boot)

@@ -116,7 +116,7 @@ impl Wal {
         match self.active.file.sync_data() {
             Ok(()) => {
                 self.synced = self.last.batch;
-                self.published.set(Extent { oldest: self.oldest, last: self.last });
+                self.publish();
                 Ok(())
             }
             Err(source) => {

@@ -406,10 +406,11 @@ impl History {
         let active = attested.unwrap_or_default().max(self.records[0].config.epoch());
         let open = self.records.iter().filter(|record| record.config.epoch() >= active);
         let logs: BTreeMap<ReplicaId, &SealAnswer> = live.map(|seal| (seal.replica, seal)).collect();
-        // An epoch that may have committed something ends only by seals of its own members: those of the newest one alone
-        // would not do (rule 9).
+        // Each with whether it is sure to hold what it acknowledged: of equal logs, one that is wins.
         let mut candidates: BTreeMap<ReplicaId, (LogPoint, bool)> = BTreeMap::new();
         let mut is_short = false;
+        // An epoch that may have committed something ends only by seals of its own members: those of the newest one alone
+        // would not do (rule 9).
         for record in open.clone() {
             let config = &record.config;
             let sealed = config.members().iter().filter_map(|id| logs.get_key_value(id));
@@ -459,11 +460,11 @@ impl History {
     /// # Errors
     /// [`TakeoverError`].
     pub fn begin(&mut self, takeover: &Takeover) -> Result<&EpochRecord, TakeoverError> {
-        let is_short = |error: &TakeoverError| matches!(error, TakeoverError::TooFewSeals { .. });
-        match self.weigh(takeover.config.epoch(), &takeover.seals, Word::Seals) {
-            Err(error) if is_short(&error) && self.is_doubted() => self.apply(takeover, Word::Dial),
-            _ => self.apply(takeover, Word::Seals),
-        }
+        let word = match self.judge(takeover.config.epoch(), &takeover.seals) {
+            Err(TakeoverError::TooFewSeals { .. }) if self.is_doubted() => Word::Dial,
+            _ => Word::Seals,
+        };
+        self.apply(takeover, word)
     }
 
     /// Applies an operator's command that begins an epoch although too few members are left (rule 14): the losses of every

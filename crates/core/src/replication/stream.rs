@@ -98,6 +98,12 @@ impl Stream {
         self.acked
     }
 
+    /// Returns the index up to which the peer must hold the log, or is void: what it has acknowledged; 0 if a power cut may take that.
+    #[must_use]
+    pub fn kept(&self) -> Index {
+        if self.may_lose { Index(0) } else { self.acked }
+    }
+
     /// Returns the bytes of entries that are on their way.
     #[must_use]
     pub fn in_flight(&self) -> u64 {

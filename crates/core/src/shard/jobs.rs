@@ -88,15 +88,12 @@ impl Shard {
 
     /// Queues a message or a timer; `again` if it may have been running when the last life of the process ended.
     pub(super) fn enqueue(&mut self, work: Work, again: bool) {
-        let held = self.suspicion.held;
-        if held && self.pending_of(&work).is_some_and(|pending| self.has_begun(&pending)) {
+        if self.suspicion.held && self.has_begun_work(&work) {
             self.suspicion.met.push_back(Job { work, attempt: Attempt::ToLog });
             return;
         }
-        let is_suspect = again
-            && self.suspicion.is_on
-            && (self.suspicion.is_wide
-                || self.pending_of(&work).is_some_and(|pending| self.has_begun(&pending)));
+        let is_suspect =
+            again && self.suspicion.is_on && (self.suspicion.is_wide || self.has_begun_work(&work));
         let attempt = if is_suspect { Attempt::ToLog } else { Attempt::Fresh };
         self.jobs.queue.push_back(Job { work, attempt });
     }

@@ -109,7 +109,7 @@ impl Shard {
     /// Queues a step that may have been running when the process ended, or is known to have been.
     pub(super) fn resume(&mut self, id: TaskId) {
         let work = Work::Resume(id);
-        if self.suspicion.is_on && self.pending_of(&work).is_some_and(|task| self.has_begun(&task)) {
+        if self.suspicion.is_on && self.has_begun_work(&work) {
             self.suspicion.tasks.push_back(id);
         } else {
             self.jobs.push(Job { work, attempt: Attempt::Fresh });

@@ -132,6 +132,11 @@ impl Shard {
             && self.state.records().get(RecordKey::attempt(pending).as_bytes()).is_some()
     }
 
+    /// Whether the cause of a work has begun in a life that ended, or in this one.
+    pub(super) fn has_begun_work(&self, work: &Work) -> bool {
+        self.pending_of(work).is_some_and(|pending| self.has_begun(&pending))
+    }
+
     pub(super) fn want_turn(&mut self, kind: TrialKind, out: &mut Vec<Effect>) {
         let turn = match kind {
             TrialKind::Handlers => &mut self.suspicion.handlers,
@@ -276,8 +281,7 @@ impl Shard {
 
     /// Whether a job that waits for its attempt has to begin alone.
     pub(super) fn is_met(&self, job: &Job) -> bool {
-        job.attempt == Attempt::ToLog
-            && self.pending_of(&job.work).is_some_and(|pending| self.has_begun(&pending))
+        job.attempt == Attempt::ToLog && self.has_begun_work(&job.work)
     }
 
     /// Logs that the first jobs are about to begin: either a group of causes that are not met, which counts for none of

@@ -7,9 +7,10 @@
 //! - A *takeover* begins at exactly the base of the epoch's record: promise, cut and start entry are one batch, and the shard is
 //!   made of the state and the rest of the log up to the base (rule 10). It counts the others' acknowledgements and those of its
 //!   own disk alike (rule 17), and serves once its start entry is committed (rule 11).
-//! - A *deposed* primary answers no call that is in flight: the shell, which knows them, does. Its state, which is ahead of the commit index, becomes a backup's as it
-//!   is, as long as the log holds what it executed: entries of equal places are equal. Nothing is applied or read meanwhile, until
-//!   the commit index has come so far. If the log is cut below it, the state is dropped and folded anew from the log.
+//! - A *deposed* primary answers no call that is in flight: the shell, which knows them, does. Its state, which is ahead of the commit
+//!   index, becomes a backup's as it is, as long as the log holds what it executed: entries of equal places are equal. Nothing is applied
+//!   or read meanwhile, until the commit index has come so far. If the log is cut below it, the state is dropped and folded anew from the
+//!   log.
 //!
 //! The node's log keeps everything; in memory are the entries that may have to be applied or cut, and the last committed ones for
 //! peers. A primary without peers keeps none, and its shard handles each input as if there were no replica around it.
@@ -425,14 +426,10 @@ impl ShardReplica {
             Input::Frame { from, frame } => return self.handle_answer(now, from, frame, handler, out),
             Input::Connected(peer) => {
                 if let Role::Leads(leading) = &mut self.role {
-                    let acked = leading.handle_connected(peer);
+                    let kept = leading.handle_connected(peer);
                     let epoch = leading.epoch();
-                    // A power cut may have taken what it acknowledged, as the epoch allows: then it is sent again.
-                    let holds =
-                        self.record.as_ref().is_none_or(|record| !record.config.durability().is_relaxed());
-                    let of = self.replica.table().epoch_at(acked).filter(|_| holds && acked > Index(0));
-                    if let Some(of) = of {
-                        let upto = LogPoint { epoch: of, index: acked };
+                    if let Some(of) = self.replica.table().epoch_at(kept).filter(|_| kept > Index(0)) {
+                        let upto = LogPoint { epoch: of, index: kept };
                         out.replica.push(Effect::Send { to: peer, frame: Frame::Acked { epoch, upto } });
                     }
                 } else if let Some((epoch, _)) = self.primary.filter(|(_, primary)| *primary == peer) {

@@ -15,7 +15,7 @@ use stead_store::wal::{Batch, Wal, WalError};
 /// Maximum number of bytes of a marker in the log.
 pub(super) const MARKER_BYTES_MAX: u64 = 128;
 
-/// Notes durably that the log may lose its end with the power; false if that is not possible.
+/// Notes durably what the log may lack at the next start; false if that is not possible.
 type NoteUnsynced = Box<dyn FnMut(Unsynced) -> bool + Send>;
 
 /// What the log may lack at the next start.

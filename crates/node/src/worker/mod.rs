@@ -102,8 +102,9 @@ pub struct Worker<E: Env> {
     /// Queries that their shards have released.
     queries: Vec<Job<Asker<E>>>,
     batch: Batch,
-    /// When the records of the batch have to be synced, and those that are being added.
+    /// When the records of the batch have to be synced.
     durability: Durability,
+    /// The same of those that a replica is adding.
     needed: Durability,
     /// Maximum number of bytes of a batch that the log accepts.
     batch_max: usize,

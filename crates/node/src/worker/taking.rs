@@ -145,7 +145,7 @@ impl<E: Env> Worker<E> {
                 break;
             }
         }
-        // An entry that is not committed may never be. The log may lose the end of those that are not durable, and go on behind a gap.
+        // An entry that is not committed may never be. The log may lose the end of those that are not synced, and go on behind a gap.
         let (shards, synced) = (&self.shards, self.intake.synced);
         let is_over = |taking: &mut Taking| {
             let commit = shards[taking.slot as usize].replica.replica().commit();

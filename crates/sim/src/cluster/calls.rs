@@ -26,11 +26,8 @@ impl Cluster {
         }
         let now = self.now;
         if one_in(&mut self.rng, 3) {
-            // What deletes a list that may be lost is not modelled.
-            let may_delete = !(self.plane.dials.are_asynchronous || self.plane.dials.are_relaxed);
             let (topology, model) = (&self.topology, &mut self.model);
-            let (call, ask) =
-                self.clients.begin_once((client, now), may_delete, topology, model, &mut self.rng);
+            let (call, ask) = self.clients.begin_once(client, now, topology, model, &mut self.rng);
             self.send_try(call, ask, false);
         } else if self.clients.begin(client, &self.topology, &self.model, &mut self.rng) {
             self.send_call(client, false);

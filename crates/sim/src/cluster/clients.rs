@@ -131,12 +131,14 @@ pub(super) struct Clients {
     last_call: u64,
     last_number: u32,
     last_session: u128,
+    /// Whether operators delete processes.
+    may_delete: bool,
     pub(super) answered: u64,
     pub(super) asked_again: u64,
 }
 
 impl Clients {
-    pub(super) fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize, may_delete: bool) -> Self {
         Self {
             all: (0..count).map(|_| Client::default()).collect(),
             tries: BTreeMap::new(),
@@ -144,6 +146,7 @@ impl Clients {
             last_call: 0,
             last_number: 0,
             last_session: 0,
+            may_delete,
             answered: 0,
             asked_again: 0,
         }
@@ -199,15 +202,15 @@ impl Clients {
     /// Begins a call of a client that is sent once: a read of any kind, a write without identity, or what an operator asks for.
     pub(super) fn begin_once(
         &mut self,
-        (client, now): (usize, u64),
-        may_delete: bool,
+        client: usize,
+        now: u64,
         topology: &Topology,
         model: &mut Model,
         rng: &mut Rng,
     ) -> (u64, Ask) {
         self.last_call += 1;
         if rng.u8(..4) == 0 {
-            return self.begin_operation(client, may_delete, topology, model, rng);
+            return self.begin_operation(client, topology, model, rng);
         }
         let (process, shard) = any_process(topology, rng);
         let (floor, seen) = (model.floor(&process), self.all[client].seen.get(&shard).copied());
@@ -244,7 +247,6 @@ impl Clients {
     fn begin_operation(
         &mut self,
         client: usize,
-        may_delete: bool,
         topology: &Topology,
         model: &mut Model,
         rng: &mut Rng,
@@ -255,7 +257,7 @@ impl Clients {
                 let look = Look::DeadLetters { from: Index(0), limit: u32::MAX, room: u64::MAX };
                 (OnceKind::Letters(model.letters_shown(shard)), Ask::Look { shard, look })
             }
-            1 if may_delete => {
+            1 if self.may_delete => {
                 model.note_deletion(&process);
                 (OnceKind::Delete, Ask::Delete { shard, process: process.clone() })
             }

@@ -10,7 +10,7 @@ use stead_core::ids::{Index, Micros, ShardId};
 use stead_core::record::DeadLetter;
 use stead_core::replication::table::LogPoint;
 
-/// An answer that left before the last entry that it saw was committed.
+/// An answer whose last entry may still be lost: it was not committed when the answer left, or is of a relaxed epoch.
 #[derive(Clone, Debug)]
 pub(super) struct Early {
     shard: ShardId,
@@ -94,6 +94,16 @@ impl Model {
         epoch.is_some_and(|epoch| epoch == point.epoch || point.index == Index(0))
     }
 
+    /// Notes an answer whose last entry is committed, with the number of steps that it includes.
+    fn note_answered(&mut self, answer: Early, steps: u32) {
+        if self.is_relaxed(answer.shard, answer.point.epoch) {
+            self.judge.early.push(answer);
+        } else {
+            let most = self.judge.answered.entry(answer.process).or_default();
+            *most = steps.max(*most);
+        }
+    }
+
     /// Judges an answer that has come.
     pub(super) fn judge(&mut self, now: u64, answered: Answered, floor: &Floor) -> Result<(), Violation> {
         let steps = self.steps_of(&answered);
@@ -125,12 +135,7 @@ impl Model {
                     }
                     _ => {}
                 }
-                if self.is_relaxed(shard, point.epoch) {
-                    self.judge.early.push(Early { shard, point, process: process.clone(), number, count });
-                } else {
-                    let most = self.judge.answered.entry(process.clone()).or_default();
-                    *most = steps.max(*most);
-                }
+                self.note_answered(Early { shard, point, process: process.clone(), number, count }, steps);
             }
             // It left before its loss was known.
             _ if self.has_lost(shard, point) => {
@@ -317,12 +322,8 @@ impl Model {
                         format!("{number:?} was answered as {count} of {process}, and is not at {point:?}");
                     return Err(Violation::new(4, what));
                 }
-                if self.is_relaxed(shard, point.epoch) {
-                    self.judge.early.push(Early { shard, point, process, number, count });
-                } else {
-                    let longest = self.judge.answered.entry(process).or_default();
-                    *longest = count.max(*longest);
-                }
+                // What left early is of a run without deletions, in which each step is one of the list.
+                self.note_answered(Early { shard, point, process, number, count }, count);
             } else if self.has_lost(shard, answered) {
                 self.judge.lost += 1;
             } else {

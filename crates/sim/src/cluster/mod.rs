@@ -45,7 +45,7 @@ const CONTROL: u64 = 5_000;
 const FAULTS: std::ops::Range<u64> = 20_000..150_000;
 /// The time within which a healed cluster comes to rest.
 const REST_MAX: u64 = 20_000_000;
-/// The number of events in which it does: many times what any run has needed.
+/// The number of events in which it does.
 const REST_EVENTS_MAX: u64 = 300_000;
 
 type Outcome = Result<(), Violation>;
@@ -132,6 +132,8 @@ impl Cluster {
         let machines = machines.collect();
         let network = Network::new(&mut rng);
         let (count, think, faults) = (rng.usize(1..=12), rng.u64(1_000..20_000), rng.u64(FAULTS));
+        // What deletes a list that may be lost is not modelled.
+        let may_delete = !(dials.are_asynchronous || dials.are_relaxed);
         // A short run then has a whole failover.
         let faults = if bug.is_some_and(ClusterBug::cuts_off) { FAULTS.start } else { faults };
         let mut cluster = Self {
@@ -150,7 +152,7 @@ impl Cluster {
             looks: 0,
             think,
             faults,
-            clients: Clients::new(count),
+            clients: Clients::new(count, may_delete),
             followed: BTreeMap::new(),
             void: BTreeSet::new(),
             is_calm: false,

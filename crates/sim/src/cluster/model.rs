@@ -222,19 +222,23 @@ impl Model {
         let number =
             written.and_then(|list| list.len().checked_sub(4).and_then(|last| number_in(&list[last..])));
         let what = format!("entry {} of shard {shard} is lost, and another shard knows it", entry.index);
-        match entry.cause {
+        let is_call = match entry.cause {
             Cause::Message { from, .. } if from == shard => {
                 *self.received.entry((from, shard)).or_default() -= 1;
+                false
             }
             Cause::Message { .. } => return Err(Violation::new(12, what)),
-            _ => {}
-        }
+            _ => true,
+        };
         if let Some(number) = number {
             if let Some(history) = self.histories.get_mut(&process) {
                 history.steps.pop();
                 history.lengths.pop();
             }
-            self.applied.remove(&number);
+            // A message has the number of the request that sent it, whose own entry may be left.
+            if is_call {
+                self.applied.remove(&number);
+            }
         }
         for send in &entry.sends {
             if send.to != shard {

@@ -59,8 +59,7 @@ pub(super) struct Plane {
     away: u64,
     pub(super) directory: Directory,
     is_calm: bool,
-    /// Whether dials may be asynchronous, and whether they change.
-    pub(super) dials: Dials,
+    dials: Dials,
     size: usize,
     /// The shards whose newest epoch began because something failed.
     failed_over: BTreeSet<ShardId>,
@@ -70,7 +69,7 @@ pub(super) struct Plane {
     pub(super) tracing: bool,
 }
 
-/// The dials of a run.
+/// The bounds of a run's dials, and whether these change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dials {
     /// W may be below S.

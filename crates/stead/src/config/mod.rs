@@ -212,9 +212,9 @@ pub struct ServiceConfig {
     /// Replicas that store an entry before its client is answered: a number up to `replicas`, or `majority`. Default `majority`.
     #[serde(deserialize_with = "acks")]
     pub acks: Option<Acks>,
-    /// The time at which a replica syncs an entry to its disk: `always` before it acknowledges it, at an `interval` of 100 ms, or `never` by
-    /// itself. Without `always`, a power cut of too many nodes at once may lose what clients were answered, and that is announced. A node
-    /// without a cluster always syncs. Default `always`.
+    /// The time at which a replica syncs an entry to its disk: `always` before it acknowledges it, at an `interval` of 100 ms, or `never`
+    /// by itself. Without `always`, a power cut of too many nodes at once may lose what clients were answered, and that is announced. A
+    /// node without a cluster always syncs. Default `always`.
     #[serde(deserialize_with = "durability")]
     pub durability: Option<Durability>,
     /// The greatest age of an answer that is read at a backup, and the greatest lag of the backups of a service whose `acks` are less

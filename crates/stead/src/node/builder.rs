@@ -50,9 +50,9 @@ impl ServiceOptions {
     /// Sets the number of replicas of each of its shards: 1 to 32, 1 by default. As long as the cluster has fewer nodes, there are fewer
     /// replicas.
     ///
-    /// This, [`Self::acks`], [`Self::durability`], [`Self::max_lag`] and [`Self::lease`] are the dial with which a service begins that the cluster does not have
-    /// yet; from then on [`Membership::set_dial`](crate::Membership::set_dial) and `stead service set` change it. A node without a
-    /// cluster has one replica of each shard.
+    /// This, [`Self::acks`], [`Self::durability`], [`Self::max_lag`] and [`Self::lease`] are the dial with which a service begins that the
+    /// cluster does not have yet; from then on [`Membership::set_dial`](crate::Membership::set_dial) and `stead service set` change it. A
+    /// node without a cluster has one replica of each shard.
     #[must_use]
     pub fn replicas(mut self, replicas: u8) -> Self {
         self.config.replicas = Some(replicas);
@@ -68,7 +68,7 @@ impl ServiceOptions {
     }
 
     /// Sets the time at which a replica syncs an entry to its disk: before it acknowledges it by default. Otherwise a power cut of too many
-    /// nodes at once may lose what clients were answered, and announces that. A node without a cluster always syncs.
+    /// nodes at once may lose what clients were answered, and that is announced. A node without a cluster always syncs.
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.config.durability = Some(durability);

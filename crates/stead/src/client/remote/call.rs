@@ -38,6 +38,8 @@ pub(super) struct Call {
     pub(super) learns: bool,
     /// The number of times that it was sent.
     pub(super) times: u32,
+    /// The number of times that it was taken back from a node that had not answered it.
+    pub(super) taken_back: u32,
     /// When it was sent last, and to which node.
     pub(super) sent: Option<(Time, SocketAddr)>,
     /// Whether a primary was deposed that had it: it waits for the next one.
@@ -54,6 +56,7 @@ impl Call {
             shard: ask.led_shard(),
             learns: matches!(ask, Ask::Topology { .. }),
             times: 0,
+            taken_back: 0,
             sent: None,
             is_deposed: false,
             within,

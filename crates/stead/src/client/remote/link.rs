@@ -4,7 +4,7 @@
 //! to that one directly, over a connection of their own. If that is not there, or no longer the right one, a node forwards them.
 
 use super::call::{Call, Got};
-use super::routes::{Moved, Routes};
+use super::routes::Routes;
 use crate::error::RawError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -33,6 +33,9 @@ const HELLO_FIRST: Micros = Micros::from_millis(200);
 const HELLO_MAX: Micros = Micros::from_secs(1);
 /// Time without an answer after which a client asks whether another node leads the shard of a call.
 const STUCK: Micros = Micros::from_millis(200);
+/// Maximum number of times that [`STUCK`] doubles for a call: once with each node from which the call was taken back, because nodes that
+/// are only slow would get it again and again.
+const STUCK_DOUBLINGS_MAX: u32 = 5;
 /// Time for which calls do not go to a node directly after its connection has ended.
 const AVOID: Micros = Micros::from_secs(1);
 /// Interval at which calls are searched for those that are overdue, or whose callers have gone.
@@ -277,19 +280,21 @@ impl Link {
             net.endpoint.set_settings(connection, self.settings());
         }
         let moved = self.routes.take(nodes, primaries);
-        self.take_back(net, &moved);
-    }
-
-    /// Takes back the calls that nodes have for shards that they no longer lead: they may stand still.
-    fn take_back<N: Network>(&mut self, net: &mut Net<'_, N>, moved: &Moved) {
+        // The nodes that have them no longer lead their shards, and may stand still.
         let is_moved = |call: &Call| {
             let from = call.shard.and_then(|shard| moved.get(&shard));
             call.repeats && from.is_some() && from.copied() == call.sent.map(|(_, to)| to)
         };
-        let back: Vec<_> = self.sent.iter().filter(|(_, call)| is_moved(call)).map(|(at, _)| *at).collect();
-        for at in back.into_iter().rev() {
+        let calls = self.sent.iter().filter(|(_, call)| is_moved(call)).map(|(at, _)| *at).collect();
+        self.take_back(net, calls);
+    }
+
+    /// Takes calls back from their nodes, to send them again before all others, in their order.
+    fn take_back<N: Network>(&mut self, net: &mut Net<'_, N>, calls: Vec<(ConnectionId, RequestId)>) {
+        for at in calls.into_iter().rev() {
             net.endpoint.forget(at.0, at.1);
-            if let Some(call) = self.sent.remove(&at) {
+            if let Some(mut call) = self.sent.remove(&at) {
+                call.taken_back += 1;
                 self.waiting.push_front(call);
             }
         }
@@ -312,20 +317,18 @@ impl Link {
         }
     }
 
-    /// Makes an open connection to another node the one for all calls, if there is one.
+    /// Makes an open connection to another node the one for all calls, if there is one; best to a node that is not stuck.
     fn promote(&mut self) -> bool {
-        for step in 0..self.addresses.len() {
-            let at = (self.next + step) % self.addresses.len();
-            let address = self.addresses[at];
-            if self.direct.get(&address).is_some_and(|direct| direct.is_open) {
-                let direct = self.direct.remove(&address).expect("it is there");
-                self.stage = Stage::Open(direct.connection);
-                (self.next, self.has_answered) = (at, true);
-                (self.tried, self.refused) = (0, 0);
-                return true;
-            }
-        }
-        false
+        let count = self.addresses.len();
+        let open = (0..count)
+            .map(|step| (self.next + step) % count)
+            .filter(|at| self.direct.get(&self.addresses[*at]).is_some_and(|direct| direct.is_open));
+        let Some(at) = open.min_by_key(|at| self.stuck.contains(&self.addresses[*at])) else { return false };
+        let direct = self.direct.remove(&self.addresses[at]).expect("it is there");
+        self.stage = Stage::Open(direct.connection);
+        (self.next, self.has_answered) = (at, true);
+        (self.tried, self.refused) = (0, 0);
+        true
     }
 
     /// Notes that no node answers at the address that was dialed, or that the one there refuses this client for good.
@@ -678,23 +681,29 @@ impl Link {
         let has_no_primary = stuck().any(|call| self.primary_of(call).is_none());
         self.routes.hurry(now);
         if has_no_primary && self.home().is_some_and(|(_, home)| self.stuck.contains(&home)) {
-            self.doubt_home(net);
-        }
-        let open = self.home().map(|(_, home)| home).into_iter();
-        let open: BTreeSet<_> =
-            open.chain(self.direct.iter().filter(|(_, direct)| direct.is_open).map(|(at, _)| *at)).collect();
-        let can_move = |call: &Call| {
-            let from = call.sent.map(|(_, to)| to);
-            let to = self.primary_of(call).or_else(|| self.home().map(|(_, home)| home));
-            call.repeats && to != from && to.is_some_and(|to| open.contains(&to))
-        };
-        let moves = self.sent.iter().filter(|(_, call)| is_stuck(call) && can_move(call));
-        for at in moves.map(|(at, _)| *at).collect::<Vec<_>>().into_iter().rev() {
-            net.endpoint.forget(at.0, at.1);
-            if let Some(call) = self.sent.remove(&at) {
-                self.waiting.push_front(call);
+            let mut open = self.direct.iter().filter(|(_, direct)| direct.is_open);
+            if open.any(|(address, _)| !self.stuck.contains(address)) {
+                self.doubt_home(net);
+            } else {
+                // One that is stuck, too, is no better, and the two would take turns.
+                self.dial_another(net);
             }
         }
+        let can_move = |call: &Call| {
+            let Some((at, from)) = call.sent else { return false };
+            let pause = Micros(STUCK.0 << call.taken_back.min(STUCK_DOUBLINGS_MAX));
+            let to = self.primary_of(call).or_else(|| self.home().map(|(_, home)| home));
+            call.repeats && at.plus(pause) <= now && to.is_some_and(|to| to != from && self.is_open(to))
+        };
+        let moves = self.sent.iter().filter(|(_, call)| is_stuck(call) && can_move(call));
+        let calls = moves.map(|(at, _)| *at).collect();
+        self.take_back(net, calls);
+    }
+
+    /// Whether there is an open connection to a node.
+    fn is_open(&self, address: SocketAddr) -> bool {
+        let is_home = self.home().is_some_and(|(_, home)| home == address);
+        is_home || self.direct.get(&address).is_some_and(|direct| direct.is_open)
     }
 
     /// Returns the node that leads the shard of a call, if it has one and that is known.

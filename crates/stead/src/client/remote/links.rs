@@ -307,6 +307,33 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_no_node_answers_is_sent_again_less_and_less_often() {
+        let sockets = listeners();
+        let addresses = [&sockets[0], &sockets[1]].map(|listener| listener.local_addr().unwrap());
+        let mut nodes = [node(&sockets[0]), node(&sockets[1])];
+        let ask = Ask::OpenSession { shard: ShardId(0), session: SessionId(5), principal: "" };
+        let (mut links, _caller) = client_that_asks(&ask, addresses.to_vec());
+        let mut sent = 0;
+        // Ends before the client gives up a silent node.
+        for step in 0..190 {
+            links.wait(Some(Duration::from_millis(1)));
+            turn(&mut links, Micros::from_millis(10 * step));
+            for node in &mut nodes {
+                node.turn(Time(0), Time(0)).unwrap();
+                while let Some(happened) = node.next_happened() {
+                    if let Happened::Event(_, Event::Request(_, bytes)) = happened {
+                        let is_news = matches!(Ask::decode(&bytes).unwrap().1, Ask::Topology { .. });
+                        sent += u32::from(!is_news);
+                    }
+                }
+                node.turn(Time(0), Time(0)).unwrap();
+            }
+        }
+        // At once, and not before 0.2, 0.6 and 1.4 seconds.
+        assert!((2..=4).contains(&sent), "it was sent {sent} times");
+    }
+
+    #[test]
     fn a_node_that_does_not_answer_is_left_sooner_by_a_client_that_knows_another() {
         for knows_another in [true, false] {
             let [one, two] = listeners();

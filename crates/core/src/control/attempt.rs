@@ -93,6 +93,12 @@ impl View<'_> {
     pub(super) fn is_well(&self, shard: &ShardRecord, replica: ReplicaId) -> bool {
         self.node_of(shard, replica).is_some_and(|node| self.health.is_well(node))
     }
+
+    /// Whether a replica whose node works has not restarted since it answered.
+    fn is_present(&self, shard: &ShardRecord, answer: &SealAnswer) -> bool {
+        let node = self.node_record_of(shard, answer.replica);
+        self.is_well(shard, answer.replica) && node.is_some_and(|node| node.life == answer.life)
+    }
 }
 
 impl Attempt {
@@ -191,9 +197,14 @@ impl Attempt {
         is_expected && !self.answers.contains_key(&preferred) && now.since(self.began) < view.settings.wait
     }
 
-    /// Whether a member that is not sealed may return with what those that are sealed may have lost: none is given up before.
-    fn waits_in_doubt(&self, view: View<'_>, shard: &ShardRecord) -> bool {
-        let is_missing = |member: &ReplicaId| !self.answers.contains_key(member);
+    /// Returns the answers of replicas whose nodes work and have not restarted since.
+    fn of_present(&self, view: View<'_>, shard: &ShardRecord) -> Vec<SealAnswer> {
+        self.answers.values().filter(|answer| view.is_present(shard, answer)).cloned().collect()
+    }
+
+    /// Whether a member that is not there may return with what those that are may have lost: none is given up before.
+    fn waits_in_doubt(&self, view: View<'_>, shard: &ShardRecord, there: &[SealAnswer]) -> bool {
+        let is_missing = |member: &ReplicaId| there.iter().all(|answer| answer.replica != *member);
         view.now.steady.since(self.began) < view.settings.doubt_wait
             && Self::sealed(view, shard).iter().any(is_missing)
     }
@@ -225,15 +236,17 @@ impl Attempt {
                 );
             }
             Err(error @ TakeoverError::TooFewSeals { .. }) if shard.history().is_doubted() => {
-                let Ok(judgement) = shard.history().judge_doubted(self.epoch, &all) else {
+                // The others are given up. If one of these were missing, too, there might be too few for the next epoch.
+                let there = self.of_present(view, shard);
+                let Ok(judgement) = shard.history().judge_doubted(self.epoch, &there) else {
                     return Err(error);
                 };
-                if self.waits_in_doubt(view, shard) {
+                if self.waits_in_doubt(view, shard, &there) {
                     return Err(error);
                 }
-                let config = self.choose(view, loads, id, shard, &all, &judgement, Source::Answers);
+                let config = self.choose(view, loads, id, shard, &there, &judgement, Source::Answers);
                 return Ok(
-                    config.map(|(config, life)| (self.takeover(view, id, shard, config, life, all), false))
+                    config.map(|(config, life)| (self.takeover(view, id, shard, config, life, there), false))
                 );
             }
             judged => judged?,
@@ -346,11 +359,9 @@ impl Attempt {
         let members = self.members(view, shard, answers, judgement, source);
         // The primary begins at exactly the base: it has to have that entry (rule 10).
         let leads = |answer: &&SealAnswer| {
-            let node = view.node_record_of(shard, answer.replica);
             members.contains(&answer.replica)
                 && answer.table.has(judgement.base)
-                && view.is_well(shard, answer.replica)
-                && node.is_some_and(|node| node.life == answer.life)
+                && view.is_present(shard, answer)
         };
         let old = shard.history().newest().config.primary();
         let rank = |answer: &&SealAnswer| {

@@ -214,6 +214,15 @@ impl Stream {
         }
     }
 
+    /// Handles that the peer has all of the snapshot at `base`: a frame that follows from it is sent. Its answer repeats the peer's
+    /// acknowledgement of the snapshot, which nothing else would if it was lost with a connection.
+    pub fn handle_snapshot_received(&mut self, base: LogPoint) {
+        if self.mode == Mode::Snapshot(Some(base)) {
+            self.next = base.index.next();
+            self.mode = Mode::Probe { is_sent: false };
+        }
+    }
+
     /// Handles that the connection is a new one: what was on its way may be lost.
     pub fn handle_connected(&mut self) {
         self.next = self.from;
@@ -363,6 +372,22 @@ mod tests {
         stream.handle_ack(Time(3), Epoch(2), Index(7));
         assert_eq!(stream.snapshot(), None);
         assert_eq!(append(stream.poll(&log, Index(9), 1_000, bytes_to)), (7, 9));
+    }
+
+    #[test]
+    fn a_peer_that_has_a_snapshot_is_asked_for_its_acknowledgement() {
+        let log = table(at(2, 7), 2, 9);
+        let mut stream = flowing();
+        assert_eq!(stream.poll(&log, Index(9), 1_000, bytes_to), Some(Outgoing::Snapshot));
+        stream.handle_snapshot_received(at(2, 7));
+        assert_eq!(stream.poll(&log, Index(9), 1_000, bytes_to), None, "that is of an older transfer");
+        stream.handle_snapshot(at(2, 7));
+        stream.handle_snapshot_received(at(2, 7));
+        assert_eq!(append(stream.poll(&log, Index(9), 1_000, bytes_to)), (7, 9));
+        assert_eq!(stream.poll(&log, Index(9), 1_000, bytes_to), None, "its answer is awaited");
+        // It has the snapshot no more.
+        stream.handle_diverged(Epoch(2), &log, &EpochTable::new(LogPoint::default()));
+        assert_eq!(stream.poll(&log, Index(9), 1_000, bytes_to), Some(Outgoing::Snapshot));
     }
 
     #[test]

@@ -159,6 +159,13 @@ pub enum Input {
         /// The last entry that it covers.
         base: LogPoint,
     },
+    /// The receiver has all of it: it is asked for its acknowledgement, which may have been lost with a connection.
+    SnapshotReceived {
+        /// The receiver.
+        to: ReplicaId,
+        /// The last entry that the snapshot covers.
+        base: LogPoint,
+    },
     /// A snapshot from the primary of an epoch is whole and durable aside.
     Installed {
         /// The primary.

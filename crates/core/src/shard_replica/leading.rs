@@ -112,6 +112,12 @@ impl Leading {
         }
     }
 
+    pub(super) fn handle_snapshot_received(&mut self, to: ReplicaId, base: LogPoint) {
+        if let Some(stream) = self.streams.get_mut(&to) {
+            stream.handle_snapshot_received(base);
+        }
+    }
+
     /// Returns the age of the state, if it is at most `max_lag`: the span since the last confirmed round began. Another primary may have
     /// served since, unless there can be none.
     pub(super) fn staleness(&self, now: Time, max_lag: Micros) -> Result<Micros, TooStale> {

@@ -466,6 +466,11 @@ impl ShardReplica {
                     leading.handle_snapshot_sent(to, base);
                 }
             }
+            Input::SnapshotReceived { to, base } => {
+                if let Role::Leads(leading) = &mut self.role {
+                    leading.handle_snapshot_received(to, base);
+                }
+            }
             Input::Installed { from, epoch, base, state } => {
                 assert_eq!(
                     state.position().index,

@@ -44,7 +44,7 @@ impl TransferPart {
             }
             Event::Received(Route { shard, from, to }, received) => {
                 let transfer = Transfer { shard, from: to, to: from, epoch: received.epoch };
-                if self.senders.note_received(now, transfer, &received) {
+                if self.senders.note_received(hub, now, transfer, &received) {
                     self.remove_older(shard);
                 }
             }

@@ -160,7 +160,13 @@ impl Senders {
     }
 
     /// The receiver has the snapshot up to a position; returns whether that is all of it.
-    pub(super) fn note_received(&mut self, now: Time, transfer: Transfer, received: &Received) -> bool {
+    pub(super) fn note_received<E: Env>(
+        &mut self,
+        hub: &Shared<E>,
+        now: Time,
+        transfer: Transfer,
+        received: &Received,
+    ) -> bool {
         let Some(sending) = self.running(transfer) else { return false };
         let Stage::Sending(file) = &mut sending.stage else { return false };
         let (bytes, total) = (received.bytes, file.reader.size());
@@ -173,7 +179,9 @@ impl Senders {
         (file.offset, file.is_probing, file.sent) = (bytes, false, None);
         let is_whole = bytes == total;
         if is_whole {
-            self.running.remove(&(transfer.shard, transfer.to));
+            let Transfer { shard, from, to, .. } = transfer;
+            hub.push_replica_of(shard, from, Input::SnapshotReceived { to, base: file.name.base });
+            self.running.remove(&(shard, to));
         }
         is_whole
     }

@@ -79,7 +79,7 @@ pub(super) fn run(args: &BenchArgs, nodes: &mut Nodes, report: &mut Report) -> R
 
 /// Loses a node, and brings it back.
 fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) -> Result<(), Failure> {
-    let places = nodes.settled(2)?;
+    let places = nodes.spread(2)?;
     let leader = nodes.leader();
     let leads = |node: usize| places.iter().filter(|place| place.primary == node).count();
     let candidates = (0..nodes.len()).filter(|node| match fault {

@@ -79,7 +79,7 @@ impl Nodes {
         }
     }
 
-    /// Waits until each shard has three replicas, an active epoch, and so many acks.
+    /// Waits until each shard has three replicas, an active epoch, and so many acks, and no replica lags.
     pub(super) fn settled(&self, acks: u64) -> Result<Vec<Place>, Failure> {
         let begun = Instant::now();
         loop {
@@ -94,16 +94,28 @@ impl Nodes {
         }
     }
 
+    /// Lets each node lead as many shards as the others, and waits until all is as in [`Self::settled`]. A node that has returned leads
+    /// nothing by itself.
+    pub(super) fn spread(&self, acks: u64) -> Result<Vec<Place>, Failure> {
+        for (at, Place { shard, primary }) in self.settled(acks)?.into_iter().enumerate() {
+            let node = at % self.len();
+            if node != primary {
+                let path = format!("/v1/cluster/shards/{shard}/failover?force=false&to={}", node + 1);
+                self.server().post(&path, "", &[])?;
+            }
+        }
+        self.settled(acks)
+    }
+
     /// Returns the position of the node that leads the control plane, as the first one sees it.
     pub(super) fn leader(&self) -> Option<usize> {
         position(&self.server().get("/v1/cluster").ok()?.body["leader"])
     }
 
-    /// Sends a node SIGKILL, and returns the time right before it.
+    /// Sends a node SIGKILL, and returns the time right after it: it begins to answer nothing more.
     pub(super) fn kill(&mut self, node: usize) -> Result<Instant, Failure> {
-        let at = Instant::now();
         self.0.kill(node).map_err(local("kill a node"))?;
-        Ok(at)
+        Ok(Instant::now())
     }
 
     /// Starts a node again over its data, at its addresses.
@@ -111,11 +123,10 @@ impl Nodes {
         self.0.restart(node).map_err(local("start a node again"))
     }
 
-    /// Stops a node, and returns the time right before it.
+    /// Stops a node, and returns the time right after it.
     pub(super) fn pause(&mut self, node: usize) -> Result<Instant, Failure> {
-        let at = Instant::now();
         self.0.pause(node).map_err(local("stop a node"))?;
-        Ok(at)
+        Ok(Instant::now())
     }
 
     /// Lets a stopped node go on.
@@ -140,7 +151,9 @@ fn places(status: &Value, acks: u64) -> Option<Vec<Place>> {
         return None;
     }
     let places = shards.iter().filter(|shard| shard["service"] == SERVICE).map(|shard| {
+        let lags = shard["lags"].as_array();
         let is_settled = shard["is_active"] == true
+            && lags.is_some_and(|lags| lags.iter().all(|lag| lag["entries"] == 0))
             && shard["members"].as_array().map(Vec::len) == Some(usize::from(NODES))
             && shard["acks"] == acks;
         let primary = position(&shard["primary"])?;
@@ -156,17 +169,24 @@ mod tests {
 
     #[test]
     fn a_cluster_is_at_rest_once_each_shard_has_its_members_and_acks() {
-        let status = |active: bool, members: &[u32], acks: u64| {
+        let status = |active: bool, members: &[u32], acks: u64, lag: u64| {
             let node = serde_json::json!({ "is_connected": true });
             let shard = serde_json::json!({
-                "service": SERVICE, "shard": 4, "is_active": active, "members": members, "acks": acks, "primary": 3
+                "service": SERVICE, "shard": 4, "is_active": active, "members": members, "acks": acks, "primary": 3,
+                "lags": [{ "node": 1, "entries": lag }]
             });
             let nodes = [&node, &node, &node];
             places(&serde_json::json!({ "nodes": nodes, "shards": [shard], "is_balancing": false }), 2)
         };
-        let found = status(true, &[1, 2, 3], 2).unwrap();
+        let found = status(true, &[1, 2, 3], 2, 0).unwrap();
         assert_eq!((found[0].shard, found[0].primary), (4, 2));
-        for waits in [status(false, &[1, 2, 3], 2), status(true, &[1, 2], 2), status(true, &[1, 2, 3], 1)] {
+        let (all, two) = ([1, 2, 3], [1, 2]);
+        for waits in [
+            status(false, &all, 2, 0),
+            status(true, &two, 2, 0),
+            status(true, &all, 1, 0),
+            status(true, &all, 2, 1),
+        ] {
             assert!(waits.is_none());
         }
     }

@@ -202,11 +202,20 @@ impl Attempt {
         self.answers.values().filter(|answer| view.is_present(shard, answer)).cloned().collect()
     }
 
-    /// Whether a member that is not there may return with what those that are may have lost: none is given up before.
+    /// Whether a member that is not there may return with what those that are may have lost: none is given up before. One that has
+    /// answered was there until its node failed, or is there again and answers anew.
     fn waits_in_doubt(&self, view: View<'_>, shard: &ShardRecord, there: &[SealAnswer]) -> bool {
+        let has_had_time = |since: Time| view.now.steady.since(since) >= view.settings.doubt_wait;
         let is_missing = |member: &ReplicaId| there.iter().all(|answer| answer.replica != *member);
-        view.now.steady.since(self.began) < view.settings.doubt_wait
-            && Self::sealed(view, shard).iter().any(is_missing)
+        let is_awaited = |member: &ReplicaId| {
+            let failed = view.node_of(shard, *member).and_then(|node| view.health.failed(node));
+            match (self.answers.contains_key(member), failed) {
+                (true, Some((_, since))) => !has_had_time(since),
+                (true, None) => true,
+                (false, _) => !has_had_time(self.began),
+            }
+        };
+        Self::sealed(view, shard).iter().any(|member| is_missing(member) && is_awaited(member))
     }
 
     /// Decides on the takeover, if the answers suffice.
@@ -238,9 +247,7 @@ impl Attempt {
             Err(error @ TakeoverError::TooFewSeals { .. }) if shard.history().is_doubted() => {
                 // The others are given up. If one of these were missing, too, there might be too few for the next epoch.
                 let there = self.of_present(view, shard);
-                let Ok(judgement) = shard.history().judge_doubted(self.epoch, &there) else {
-                    return Err(error);
-                };
+                let judgement = shard.history().judge_doubted(self.epoch, &there)?;
                 if self.waits_in_doubt(view, shard, &there) {
                     return Err(error);
                 }

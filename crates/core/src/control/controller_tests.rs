@@ -967,3 +967,53 @@ fn another_durability_is_another_epoch_and_so_is_the_end_of_a_doubt() {
     assert!(!history.is_doubted() && history.losses().iter().next().is_none());
     assert!(fake.causes().iter().all(|cause| !cause.is_failure()), "{:?}", fake.causes());
 }
+
+#[test]
+fn in_doubt_no_member_is_given_up_beside_one_that_has_failed_since_it_answered() {
+    let mut fake = Fake::new(3);
+    fake.create(1, Dial { durability: Durability::Interval, ..THREE });
+    let shard = |fake: &Fake| fake.state.shard(ShardId(0)).unwrap().clone();
+    let epoch = |fake: &Fake| shard(fake).history().newest().config.epoch();
+    let (before, primary) = (epoch(&fake), shard(&fake).primary_node().unwrap());
+    let backups: Vec<NodeId> = [A, B, C].into_iter().filter(|node| *node != primary).collect();
+    // The power of all is cut, and the primary's node does not return.
+    fake.kill(primary);
+    backups.iter().for_each(|node| fake.restart(*node, DiskState::Doubtful));
+    fake.run(1_000);
+    assert!(shard(&fake).history().is_doubted() && epoch(&fake) == before, "it is waited for");
+    fake.kill(backups[1]);
+    fake.run(30_000);
+    assert_eq!(epoch(&fake), before, "with the one that is left, nothing could end the next epoch");
+    fake.restart(backups[1], DiskState::Lost);
+    fake.run(1_000);
+    assert_eq!(epoch(&fake), before);
+    fake.restart(primary, DiskState::Doubtful);
+    fake.run_until(|fake| epoch(fake) > before && fake.is_settled());
+    let history = shard(&fake).history().clone();
+    assert!(history.losses().iter().next().is_some() && history.void().len() == 1);
+}
+
+#[test]
+fn in_doubt_a_member_that_has_answered_is_waited_for_while_it_is_away_for_a_moment() {
+    let mut fake = Fake::new(3);
+    fake.create(1, Dial { durability: Durability::Interval, ..THREE });
+    let shard = |fake: &Fake| fake.state.shard(ShardId(0)).unwrap().clone();
+    let (before, primary) =
+        (shard(&fake).history().newest().config.epoch(), shard(&fake).primary_node().unwrap());
+    let backups: Vec<NodeId> = [A, B, C].into_iter().filter(|node| *node != primary).collect();
+    // One backup keeps its power, and answers alone for longer than absent members are waited for.
+    for node in [primary, backups[0]] {
+        fake.kill(node);
+    }
+    fake.run(30_000);
+    // It fails just before the others return, and is back a second later.
+    fake.kill(backups[1]);
+    fake.run(500);
+    fake.restart(primary, DiskState::Doubtful);
+    fake.restart(backups[0], DiskState::Doubtful);
+    fake.run(1_000);
+    assert_eq!(shard(&fake).history().newest().config.epoch(), before, "it is waited for");
+    fake.restart(backups[1], DiskState::Whole);
+    fake.run_until(|fake| shard(fake).history().newest().config.epoch() > before && fake.is_settled());
+    assert!(shard(&fake).history().void().is_empty());
+}

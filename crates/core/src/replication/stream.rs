@@ -66,6 +66,8 @@ pub struct Stream {
     is_slow: bool,
     /// A power cut may take what the peer has acknowledged.
     may_lose: bool,
+    /// The snapshot that the peer has received and not acknowledged yet.
+    received: Option<LogPoint>,
 }
 
 impl Stream {
@@ -83,6 +85,7 @@ impl Stream {
             progress: now,
             is_slow: false,
             may_lose: false,
+            received: None,
         }
     }
 
@@ -110,10 +113,10 @@ impl Stream {
         self.in_flight.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Returns the snapshot that is on its way: entries behind it must not be trimmed meanwhile.
+    /// Returns the snapshot that is on its way, or not acknowledged yet: entries behind it must not be trimmed meanwhile.
     #[must_use]
     pub fn snapshot(&self) -> Option<LogPoint> {
-        if let Mode::Snapshot(base) = self.mode { base } else { None }
+        if let Mode::Snapshot(base) = self.mode { base } else { self.received }
     }
 
     /// Returns what to send next; `None` if nothing may be sent now. `table` is the primary's log, `commit` its commit index,
@@ -177,6 +180,7 @@ impl Stream {
             Mode::Snapshot(base) if base.is_none_or(|base| upto < base.index) => return,
             _ => self.mode = Mode::Flow,
         }
+        self.received = self.received.filter(|base| upto < base.index);
         if upto > self.acked {
             (self.acked, self.progress) = (upto, now);
         }
@@ -202,9 +206,7 @@ impl Stream {
             self.acked = self.acked.min(common);
         }
         self.from = common.max(self.acked).next();
-        self.next = self.from;
-        self.in_flight.clear();
-        self.mode = Mode::Probe { is_sent: false };
+        self.handle_connected();
     }
 
     /// Handles that a snapshot at `base`, which is committed, is being sent.
@@ -220,12 +222,14 @@ impl Stream {
         if self.mode == Mode::Snapshot(Some(base)) {
             self.next = base.index.next();
             self.mode = Mode::Probe { is_sent: false };
+            self.received = Some(base);
         }
     }
 
     /// Handles that the connection is a new one: what was on its way may be lost.
     pub fn handle_connected(&mut self) {
         self.next = self.from;
+        self.received = None;
         self.in_flight.clear();
         self.mode = Mode::Probe { is_sent: false };
     }
@@ -385,6 +389,10 @@ mod tests {
         stream.handle_snapshot_received(at(2, 7));
         assert_eq!(append(stream.poll(&log, Index(9), 1_000, bytes_to)), (7, 9));
         assert_eq!(stream.poll(&log, Index(9), 1_000, bytes_to), None, "its answer is awaited");
+        assert_eq!(stream.snapshot(), Some(at(2, 7)), "the entries behind it are kept");
+        let mut acknowledged = stream.clone();
+        acknowledged.handle_ack(Time(1), Epoch(2), Index(7));
+        assert_eq!(acknowledged.snapshot(), None);
         // It has the snapshot no more.
         stream.handle_diverged(Epoch(2), &log, &EpochTable::new(LogPoint::default()));
         assert_eq!(stream.poll(&log, Index(9), 1_000, bytes_to), Some(Outgoing::Snapshot));

@@ -49,9 +49,6 @@ impl Cluster {
         let max_lag = self.plane.state.dials()[0].max_lag;
         self.model.judge.max_lag = self.model.judge.max_lag.max(max_lag);
         for request in requests {
-            if let Request::Seal { seals, .. } = &request {
-                self.sealing.extend(seals.iter().map(|(shard, _, seal)| (*shard, seal.epoch)));
-            }
             self.note(|| format!("the control plane: {request:?}"));
             if self.is_calm || !one_in(&mut self.rng, 10) {
                 let delay = self.random(DELAY * 4);
@@ -171,8 +168,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether no shard depends on the disk of a node. One that was asked for seals may be about to go on without members that are
-    /// away, if its members may have lost what they acknowledged.
+    /// Whether no shard depends on the disk of a node.
     pub(super) fn is_spare(&self, at: usize) -> bool {
         let mut void = self.void.clone();
         void.extend(self.replicas_on(at));
@@ -180,10 +176,7 @@ impl Cluster {
             void.extend(record.history().void().iter().map(|replica| (shard, *replica)));
         }
         self.plane.state.shards().all(|(shard, record)| {
-            let (records, newest) = (record.history().records(), record.history().newest().config.epoch());
-            let is_relaxed = records.iter().any(|record| record.config.durability().is_relaxed());
-            let is_sealing = self.sealing.get(&shard).is_some_and(|epoch| *epoch > newest);
-            !(is_relaxed && is_sealing) && records.iter().all(|record| can_end(&void, shard, &record.config))
+            record.history().records().iter().all(|record| can_end(&void, shard, &record.config))
         })
     }
 

@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::calls::Answer;
 use stead_core::control::facts::{Fact, Request};
-use stead_core::ids::{Epoch, ReplicaId, ShardId};
+use stead_core::ids::{ReplicaId, ShardId};
 use stead_core::topology::Topology;
 use stead_node::{NoAnswer, PartId, PeerMessage};
 use stead_store::sim_disk::SimDisk;
@@ -97,8 +97,6 @@ struct Cluster {
     followed: BTreeMap<(usize, ShardId), Followed>,
     /// The replicas whose data are gone with their disks.
     void: BTreeSet<(ShardId, ReplicaId)>,
-    /// The last epoch for which a seal of each shard was asked.
-    sealing: BTreeMap<ShardId, Epoch>,
     is_calm: bool,
     marks: ClusterMarks,
     tracing: bool,
@@ -157,7 +155,6 @@ impl Cluster {
             clients: Clients::new(count, may_delete),
             followed: BTreeMap::new(),
             void: BTreeSet::new(),
-            sealing: BTreeMap::new(),
             is_calm: false,
             marks: ClusterMarks::default(),
             tracing: false,

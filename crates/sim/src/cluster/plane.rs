@@ -10,7 +10,7 @@ use crate::violation::Violation;
 use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::clock::Now;
-use stead_core::control::command::{ShardChange, ShardStart};
+use stead_core::control::command::{ShardChange, ShardCommand, ShardStart};
 use stead_core::control::controller::Controller;
 use stead_core::control::detector::TimeoutBounds;
 use stead_core::control::dial::{Acks, Dial, Durability};
@@ -243,14 +243,25 @@ impl Plane {
         }
     }
 
-    /// Whether a command does not commit: it begins an epoch that could not end any more without an operator, for disks were replaced
-    /// since it was decided.
-    fn is_lost(command: &Command, void: &BTreeSet<(ShardId, ReplicaId)>) -> bool {
+    /// Whether a command does not commit: it begins an epoch, and this one or an older one could not end any more without an operator,
+    /// for disks were replaced since it was decided.
+    fn is_lost(&self, command: &Command, void: &BTreeSet<(ShardId, ReplicaId)>) -> bool {
         let Command::Shards(changes) = command else { return false };
-        changes.iter().any(|command| match &command.change {
-            ShardChange::TakeOver { takeover, .. } => !can_end(void, command.shard, &takeover.config),
-            _ => false,
-        })
+        let begins = |change: &&ShardCommand| matches!(change.change, ShardChange::TakeOver { .. });
+        if !changes.iter().any(|change| begins(&change)) {
+            return false;
+        }
+        let mut after = self.state.clone();
+        after.apply(command.clone());
+        changes
+            .iter()
+            .filter(begins)
+            .filter_map(|change| after.shard(change.shard).map(|of| (change.shard, of)))
+            .any(|(shard, of)| {
+                let given_up = of.history().void().iter().map(|replica| (shard, *replica));
+                let void: BTreeSet<_> = void.iter().copied().chain(given_up).collect();
+                of.history().records().iter().any(|record| !can_end(&void, shard, &record.config))
+            })
     }
 
     fn apply(
@@ -259,7 +270,7 @@ impl Plane {
         void: &BTreeSet<(ShardId, ReplicaId)>,
         marks: &mut ClusterMarks,
     ) -> Result<(), Violation> {
-        if Self::is_lost(&command, void) {
+        if self.is_lost(&command, void) {
             return Ok(());
         }
         let newest = |(shard, record): (ShardId, &ShardRecord)| {
@@ -268,7 +279,7 @@ impl Plane {
         let before: Vec<_> = self.state.shards().map(newest).collect();
         let causes: BTreeMap<ShardId, bool> = match &command {
             Command::Shards(changes) => {
-                let cause = |command: &stead_core::control::command::ShardCommand| match &command.change {
+                let cause = |command: &ShardCommand| match &command.change {
                     ShardChange::TakeOver { cause, .. } => Some((command.shard, cause.is_failure())),
                     _ => None,
                 };

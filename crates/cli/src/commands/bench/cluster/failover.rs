@@ -6,7 +6,7 @@ use super::WORKLOAD;
 use super::nodes::{Nodes, Place};
 use crate::failure::Failure;
 use crate::output;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -91,11 +91,15 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) ->
     };
     let calls = Calls::begin(runtime, nodes, victim, &places)?;
     std::thread::sleep(BEFORE);
+    let led: BTreeSet<u32> =
+        places.iter().filter(|place| place.primary == victim).map(|place| place.shard).collect();
+    let led_before = nodes.led_by(victim)?;
     let at = match fault {
         Fault::Kill | Fault::KillLeader => nodes.kill(victim)?,
         Fault::Stop => nodes.pause(victim)?,
     };
     let answered = calls.until_all(at);
+    let led_after = nodes.led_by(victim);
     if fault == Fault::Stop {
         std::thread::sleep(STOPPED);
     }
@@ -105,6 +109,11 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) ->
         Fault::Stop => nodes.resume(victim)?,
     }
     let answered = answered?;
+    // A node that does not lead what it did, or was answering when it was stopped, says nothing of a failover.
+    if led_before != led || !led_after?.is_disjoint(&led) {
+        output::note(format_args!("stead: a fault was not measured: no other node had to lead the shards"));
+        return Ok(());
+    }
     let of = |is_moved: bool| {
         answered
             .iter()

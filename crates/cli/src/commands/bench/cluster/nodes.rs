@@ -4,6 +4,7 @@ use super::super::failed;
 use crate::client::{Server, ServerArgs};
 use crate::failure::Failure;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -107,15 +108,26 @@ impl Nodes {
         self.settled(acks)
     }
 
+    /// Returns the shards that a node leads, as the others see it.
+    pub(super) fn led_by(&self, node: usize) -> Result<BTreeSet<u32>, Failure> {
+        let other = self.0.addresses((node + 1) % self.len()).http.to_string();
+        let status = ServerArgs { addr: other, timeout_ms: 10_000 }.server().get("/v1/cluster")?.body;
+        let shards = status["shards"].as_array().into_iter().flatten();
+        let led =
+            shards.filter(|shard| shard["service"] == SERVICE && position(&shard["primary"]) == Some(node));
+        Ok(led.filter_map(|shard| u32::try_from(shard["shard"].as_u64()?).ok()).collect())
+    }
+
     /// Returns the position of the node that leads the control plane, as the first one sees it.
     pub(super) fn leader(&self) -> Option<usize> {
         position(&self.server().get("/v1/cluster").ok()?.body["leader"])
     }
 
-    /// Sends a node SIGKILL, and returns the time right after it: it begins to answer nothing more.
+    /// Sends a node SIGKILL, waits for its end, and returns the time right before it.
     pub(super) fn kill(&mut self, node: usize) -> Result<Instant, Failure> {
+        let at = Instant::now();
         self.0.kill(node).map_err(local("kill a node"))?;
-        Ok(Instant::now())
+        Ok(at)
     }
 
     /// Starts a node again over its data, at its addresses.
@@ -153,7 +165,9 @@ fn places(status: &Value, acks: u64) -> Option<Vec<Place>> {
     let places = shards.iter().filter(|shard| shard["service"] == SERVICE).map(|shard| {
         let lags = shard["lags"].as_array();
         let is_settled = shard["is_active"] == true
-            && lags.is_some_and(|lags| lags.iter().all(|lag| lag["entries"] == 0))
+            && lags.is_some_and(|lags| {
+                lags.len() + 1 == usize::from(NODES) && lags.iter().all(|lag| lag["entries"] == 0)
+            })
             && shard["members"].as_array().map(Vec::len) == Some(usize::from(NODES))
             && shard["acks"] == acks;
         let primary = position(&shard["primary"])?;
@@ -173,7 +187,7 @@ mod tests {
             let node = serde_json::json!({ "is_connected": true });
             let shard = serde_json::json!({
                 "service": SERVICE, "shard": 4, "is_active": active, "members": members, "acks": acks, "primary": 3,
-                "lags": [{ "node": 1, "entries": lag }]
+                "lags": [{ "node": 1, "entries": lag }, { "node": 2, "entries": 0 }]
             });
             let nodes = [&node, &node, &node];
             places(&serde_json::json!({ "nodes": nodes, "shards": [shard], "is_balancing": false }), 2)

@@ -198,21 +198,21 @@ impl Attempt {
     }
 
     /// Returns the answers of replicas whose nodes work and have not restarted since.
-    fn of_present(&self, view: View<'_>, shard: &ShardRecord) -> Vec<SealAnswer> {
+    fn present(&self, view: View<'_>, shard: &ShardRecord) -> Vec<SealAnswer> {
         self.answers.values().filter(|answer| view.is_present(shard, answer)).cloned().collect()
     }
 
     /// Whether a member that is not there may return with what those that are may have lost: none is given up before. One that has
     /// answered was there until its node failed, or is there again and answers anew.
     fn waits_in_doubt(&self, view: View<'_>, shard: &ShardRecord, there: &[SealAnswer]) -> bool {
-        let has_had_time = |since: Time| view.now.steady.since(since) >= view.settings.doubt_wait;
+        let is_recent = |since: Time| view.now.steady.since(since) < view.settings.doubt_wait;
         let is_missing = |member: &ReplicaId| there.iter().all(|answer| answer.replica != *member);
         let is_awaited = |member: &ReplicaId| {
             let failed = view.node_of(shard, *member).and_then(|node| view.health.failed(node));
             match (self.answers.contains_key(member), failed) {
-                (true, Some((_, since))) => !has_had_time(since),
+                (true, Some((_, since))) => is_recent(since),
                 (true, None) => true,
-                (false, _) => !has_had_time(self.began),
+                (false, _) => is_recent(self.began),
             }
         };
         Self::sealed(view, shard).iter().any(|member| is_missing(member) && is_awaited(member))
@@ -245,8 +245,8 @@ impl Attempt {
                 );
             }
             Err(error @ TakeoverError::TooFewSeals { .. }) if shard.history().is_doubted() => {
-                // The others are given up. If one of these were missing, too, there might be too few for the next epoch.
-                let there = self.of_present(view, shard);
+                // Members that are not sealed are given up. Beside them none may be gone that is: the next epoch might have too few.
+                let there = self.present(view, shard);
                 let judgement = shard.history().judge_doubted(self.epoch, &there)?;
                 if self.waits_in_doubt(view, shard, &there) {
                     return Err(error);

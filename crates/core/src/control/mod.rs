@@ -22,6 +22,8 @@ pub mod dial;
 pub mod directory;
 pub mod facts;
 pub mod failover;
+#[cfg(test)]
+mod fake;
 pub mod health;
 pub mod node;
 pub mod placement;

@@ -5,10 +5,11 @@ use super::node::{at_of, node_id};
 use super::{CONTROL, Cluster, ClusterBug, ClusterMark, Event, Outcome};
 use crate::profile::one_in;
 use std::collections::BTreeSet;
-use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::{Fact, Hello, NodeReport, PeerReport, Request};
 use stead_core::control::node::DiskState;
+use stead_core::control::shard::ShardRecord;
 use stead_core::ids::{Micros, ReplicaId, ShardId};
+use stead_core::replication::epoch::EpochRecord;
 use stead_core::replication::table::Losses;
 use stead_core::shard_replica::Input;
 
@@ -172,12 +173,7 @@ impl Cluster {
     pub(super) fn is_spare(&self, at: usize) -> bool {
         let mut void = self.void.clone();
         void.extend(self.replicas_on(at));
-        for (shard, record) in self.plane.state.shards() {
-            void.extend(record.history().void().iter().map(|replica| (shard, *replica)));
-        }
-        self.plane.state.shards().all(|(shard, record)| {
-            record.history().records().iter().all(|record| can_end(&void, shard, &record.config))
-        })
+        self.plane.state.shards().all(|(shard, record)| can_end(&void, shard, record))
     }
 
     /// Returns the replicas whose data are on a node, or may be.
@@ -191,8 +187,13 @@ impl Cluster {
     }
 }
 
-/// Whether enough members of an epoch have their data for it to be ended.
-pub(super) fn can_end(void: &BTreeSet<(ShardId, ReplicaId)>, shard: ShardId, config: &EpochConfig) -> bool {
-    let left = config.members().iter().filter(|member| !void.contains(&(shard, **member)));
-    left.count() > config.members().len() - config.commit_quorum()
+/// Whether enough members of each of a shard's epochs have their data for it to be ended. `void` are the replicas that have lost theirs.
+pub(super) fn can_end(void: &BTreeSet<(ShardId, ReplicaId)>, shard: ShardId, record: &ShardRecord) -> bool {
+    let history = record.history();
+    let is_left =
+        |member: &&ReplicaId| !void.contains(&(shard, **member)) && !history.void().contains(member);
+    history.records().iter().all(|EpochRecord { config, .. }| {
+        let left = config.members().iter().filter(is_left);
+        left.count() > config.members().len() - config.commit_quorum()
+    })
 }

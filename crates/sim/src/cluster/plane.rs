@@ -248,20 +248,13 @@ impl Plane {
     fn is_lost(&self, command: &Command, void: &BTreeSet<(ShardId, ReplicaId)>) -> bool {
         let Command::Shards(changes) = command else { return false };
         let begins = |change: &&ShardCommand| matches!(change.change, ShardChange::TakeOver { .. });
-        if !changes.iter().any(|change| begins(&change)) {
+        let begun: Vec<ShardId> = changes.iter().filter(begins).map(|change| change.shard).collect();
+        if begun.is_empty() {
             return false;
         }
         let mut after = self.state.clone();
         after.apply(command.clone());
-        changes
-            .iter()
-            .filter(begins)
-            .filter_map(|change| after.shard(change.shard).map(|of| (change.shard, of)))
-            .any(|(shard, of)| {
-                let given_up = of.history().void().iter().map(|replica| (shard, *replica));
-                let void: BTreeSet<_> = void.iter().copied().chain(given_up).collect();
-                of.history().records().iter().any(|record| !can_end(&void, shard, &record.config))
-            })
+        begun.into_iter().any(|shard| after.shard(shard).is_some_and(|record| !can_end(void, shard, record)))
     }
 
     fn apply(

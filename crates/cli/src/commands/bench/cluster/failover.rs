@@ -3,7 +3,7 @@
 use super::super::figures::{Goal, Report};
 use super::super::{BenchArgs, failed};
 use super::WORKLOAD;
-use super::nodes::{Nodes, Place};
+use super::nodes::Nodes;
 use crate::failure::Failure;
 use crate::output;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,10 +89,10 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) ->
     let Some(victim) = candidates.filter(|node| leads(*node) > 0).max_by_key(|node| leads(*node)) else {
         return Ok(());
     };
-    let calls = Calls::begin(runtime, nodes, victim, &places)?;
-    std::thread::sleep(BEFORE);
     let led: BTreeSet<u32> =
         places.iter().filter(|place| place.primary == victim).map(|place| place.shard).collect();
+    let calls = Calls::begin(runtime, nodes, victim, &led, places.len())?;
+    std::thread::sleep(BEFORE);
     let led_before = nodes.led_by(victim)?;
     let at = match fault {
         Fault::Kill | Fault::KillLeader => nodes.kill(victim)?,
@@ -140,7 +140,14 @@ struct Calls {
 }
 
 impl Calls {
-    fn begin(runtime: &Runtime, nodes: &Nodes, victim: usize, places: &[Place]) -> Result<Self, Failure> {
+    /// Begins to call the shards that the victim leads, of so many.
+    fn begin(
+        runtime: &Runtime,
+        nodes: &Nodes,
+        victim: usize,
+        led: &BTreeSet<u32>,
+        shards: usize,
+    ) -> Result<Self, Failure> {
         let mut addresses = nodes.native();
         addresses.rotate_left(victim);
         let connect = |addresses: &[String]| {
@@ -150,17 +157,17 @@ impl Calls {
         let moved = connect(&addresses)?;
         addresses.rotate_left(1);
         let steady = connect(&addresses)?;
-        let keys = runtime.block_on(keys(&steady, places.len()))?;
+        let keys = runtime.block_on(keys(&steady, shards))?;
         let calls = Self {
             stop: Arc::default(),
             successes: Arc::default(),
             failed: Arc::default(),
-            expected: 2 * places.iter().filter(|place| place.primary == victim).count(),
+            expected: 2 * led.len(),
         };
-        for place in places.iter().filter(|place| place.primary == victim) {
+        for shard in led {
             for (client, is_moved) in [(&steady, false), (&moved, true)] {
-                let key = keys.get(&place.shard).cloned().unwrap_or_default();
-                runtime.spawn(calls.call(client.clone(), Some((place.shard, is_moved)), move || key.clone()));
+                let key = keys.get(shard).cloned().unwrap_or_default();
+                runtime.spawn(calls.call(client.clone(), Some((*shard, is_moved)), move || key.clone()));
             }
         }
         for _ in 0..LOAD {

@@ -2,7 +2,7 @@
 
 use crate::bell::Bell;
 use crate::forward;
-use crate::reply::ReplyTo;
+use crate::reply::{Caller, ReplyTo};
 use crate::status::{ShardStatus, WorkerStatus};
 use crate::transfers::desk::Transfer;
 use std::sync::Arc;
@@ -96,6 +96,23 @@ impl<C> Command<C> {
         )
     }
 
+    /// Drops a call for a worker that has ended.
+    fn drop_unanswered(self)
+    where
+        C: Caller,
+    {
+        let reply_to = match self {
+            Self::Request { reply_to, .. }
+            | Self::Query { reply_to, .. }
+            | Self::DeadLetter { reply_to, .. }
+            | Self::Delete { reply_to, .. }
+            | Self::Show { reply_to, .. }
+            | Self::OpenSession { reply_to: Some(reply_to), .. } => reply_to,
+            _ => return,
+        };
+        reply_to.caller.drop_unanswered();
+    }
+
     /// Whether it leaves the state unchanged.
     pub(crate) fn only_reads(&self) -> bool {
         matches!(self, Self::Query { .. } | Self::Show { .. })
@@ -111,7 +128,7 @@ struct Queue<C> {
 
 /// A worker's inbox. Any thread adds to it; the worker takes everything at once.
 pub(crate) struct Inbox<C> {
-    /// `None` once the worker has ended: later additions are dropped.
+    /// `None` once the worker has ended: later additions are dropped, and calls answered if their callers do not learn of it otherwise.
     queue: Mutex<Option<Queue<C>>>,
     /// Whether anything was added since the worker last took everything.
     is_filled: AtomicBool,
@@ -122,7 +139,7 @@ pub(crate) struct Inbox<C> {
     synced: AtomicU64,
 }
 
-impl<C> Inbox<C> {
+impl<C: Caller> Inbox<C> {
     pub(crate) fn new() -> Self {
         Self {
             queue: Mutex::new(Some(Queue { commands: Vec::new(), inputs: Vec::new() })),
@@ -135,9 +152,16 @@ impl<C> Inbox<C> {
 
     /// Adds a command, and wakes the worker if it sleeps.
     pub(crate) fn push(&self, command: Command<C>) {
-        if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-            queue.commands.push(command);
-            self.is_filled.store(true, Ordering::Relaxed);
+        let late = match &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(queue) => {
+                queue.commands.push(command);
+                self.is_filled.store(true, Ordering::Relaxed);
+                None
+            }
+            None => Some(command),
+        };
+        if let Some(late) = late {
+            late.drop_unanswered();
         }
         self.bell.ring();
     }
@@ -199,6 +223,6 @@ impl<C> Inbox<C> {
     pub(crate) fn close(&self) {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         // After the lock: dropping a call wakes its caller.
-        drop(queue);
+        queue.into_iter().flat_map(|queue| queue.commands).for_each(Command::drop_unanswered);
     }
 }

@@ -64,6 +64,16 @@ impl<C: Caller> Caller for Recipient<C> {
             Self::Node(_) => false,
         }
     }
+
+    fn drop_unanswered(self) {
+        match self {
+            Self::Here(caller) => caller.drop_unanswered(),
+            // Its connection may outlive the worker that has the call.
+            Self::Away(_) => self.answer(Err(NoAnswer::Stopped)),
+            // The connection of the nodes ends with this one.
+            Self::Node(_) => {}
+        }
+    }
 }
 
 impl<C> ReplyTo<C> {
@@ -291,23 +301,21 @@ impl Native {
         self.send_payload(now, away.line.connection, away.request, payload);
     }
 
-    /// Gives a turn after the end of the worker: refuses calls, and writes answers that other threads have left.
+    /// Gives a turn after the end of the worker: refuses calls, and writes answers that other threads have left. Returns whether nothing
+    /// was left to read or to write.
     ///
     /// # Errors
     /// As [`turn`](Self::turn).
-    pub(crate) fn drain(&mut self, now: Time, wall: Time) -> io::Result<()> {
+    pub(crate) fn drain(&mut self, now: Time, wall: Time) -> io::Result<bool> {
         self.turn(now, wall)?;
+        // A turn reads nothing as long as events of an earlier one are left, and no more than a slice.
+        let is_read = self.due > now;
         while let Some((away, _)) = self.next_call() {
             self.answer(now, &away, native::Answer::Stopped);
         }
         self.flush(now);
-        Ok(())
-    }
-
-    /// Whether no answer waits to be written.
-    pub(crate) fn is_flushed(&self) -> bool {
         let waits = |connection| self.endpoint.connection(connection).is_some_and(|open| open.waiting() > 0);
-        !self.clients.keys().any(|connection| waits(*connection))
+        Ok(is_read && !self.clients.keys().any(|connection| waits(*connection)))
     }
 
     /// Whether the client is connected to this worker.
@@ -355,5 +363,35 @@ impl Native {
             self.send(now, connection, request, answer_of(result));
         }
         self.endpoint.flush(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::{Command, Inbox};
+    use stead_core::ids::SessionId;
+
+    #[test]
+    fn a_client_is_answered_if_its_call_comes_to_a_worker_that_has_ended() {
+        let desk = Arc::new(Desk { answers: Mutex::default(), bell: Arc::default() });
+        let connection = ConnectionId(1);
+        let line = Arc::new(Line { connection, is_closed: AtomicBool::new(false), desk: Arc::clone(&desk) });
+        let inbox: Inbox<Recipient<()>> = Inbox::new();
+        let call = |request| {
+            let caller = Recipient::Away(Away { line: Arc::clone(&line), request });
+            let reply_to = Some(ReplyTo { caller, deadline: Time(9), timeout: Duration::ZERO });
+            let (shard, session) = (ShardId(0), SessionId(1));
+            inbox.push(Command::OpenSession { shard, session, principal: "".into(), reply_to });
+        };
+        call(RequestId(1));
+        assert!(desk.take().is_empty());
+        // One waits in the inbox, and the next one comes too late: another worker has accepted it before.
+        inbox.close();
+        call(RequestId(2));
+        let answered: Vec<_> =
+            desk.take().into_iter().map(|(_, request, result)| (request, result)).collect();
+        let stopped = |request| (RequestId(request), Err(NoAnswer::Stopped));
+        assert_eq!(answered, [1, 2].map(stopped));
     }
 }

@@ -14,6 +14,13 @@ pub trait Caller: Send + 'static {
 
     /// Whether nothing waits for the answer any more.
     fn is_gone(&self) -> bool;
+
+    /// Drops a caller whose call came when the node had ended. One that does not learn of that by being dropped is answered.
+    fn drop_unanswered(self)
+    where
+        Self: Sized,
+    {
+    }
 }
 
 /// Reasons for which a node has no answer of a shard.

@@ -663,12 +663,17 @@ impl<E: Env> Shared<E> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(native);
     }
 
-    /// Gives the kept connections a turn; returns whether all answers have left.
+    /// Gives the kept connections a turn; returns whether all calls are answered, and all answers have left.
     pub(crate) fn serve_connections(&self, now: Time) -> bool {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that the system serves no more is closed.
-        connections.retain_mut(|native| native.drain(now, self.clock.wall()).is_ok());
-        connections.iter().all(|native| native.is_flushed())
+        let mut are_drained = true;
+        connections.retain_mut(|native| {
+            let drained = native.drain(now, self.clock.wall());
+            are_drained &= !matches!(drained, Ok(false));
+            // One that the system serves no more is closed.
+            drained.is_ok()
+        });
+        are_drained
     }
 
     /// Closes the kept connections.

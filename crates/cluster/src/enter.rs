@@ -387,6 +387,9 @@ impl Membership {
         if status.is_stopped {
             return Err(ProposeError::Stopped(status.failure).into());
         }
+        if self.common.is_removed.load(Ordering::Acquire) {
+            return Err(EnterError::Removed(self.node));
+        }
         if status.leader.is_none() {
             let _ = self.plane.wait_status(STEP, |status| status.leader.is_some());
             return Ok(Some("fewer than half of its voters run and can be reached"));

@@ -44,6 +44,8 @@ pub(crate) fn join(
             asking.turn(&mut endpoint, hello, clock)?;
             match asking.joined.take() {
                 Some(Joined::NotYet) => "the cluster has no leader now".clone_into(&mut last),
+                // No node without a number was removed.
+                Some(Joined::Removed) => "it answered another request".clone_into(&mut last),
                 Some(Joined::Refused(reason)) => return Err(EnterError::Refused { reason }),
                 Some(done @ Joined::Done { .. }) => return Ok(done),
                 None => {}

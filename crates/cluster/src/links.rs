@@ -40,6 +40,8 @@ pub(crate) enum Purpose {
     Plane(Answer),
     Facts,
     Orders,
+    /// A node that knows no leader introduces itself.
+    Introduction,
     /// The answer goes to an operator, who waits for those of all nodes.
     Look(Looks),
 }

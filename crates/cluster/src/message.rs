@@ -31,11 +31,16 @@ pub(crate) enum Ask {
     Look,
 }
 
-/// Whether the node that got facts leads the control plane.
+/// The answer to [`Ask::Facts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Counted {
+    /// Whether the node that got the facts leads the control plane.
     #[n(0)]
     pub(crate) is_leader: bool,
+    /// Whether the cluster has removed the node that sent them.
+    #[n(1)]
+    #[cbor(default)]
+    pub(crate) is_removed: bool,
 }
 
 /// The answer to [`Ask::Join`].
@@ -61,6 +66,9 @@ pub(crate) enum Joined {
     /// The cluster takes no such node.
     #[n(2)]
     Refused(#[n(0)] String),
+    /// The cluster has removed the node.
+    #[n(3)]
+    Removed,
 }
 
 impl Joined {

@@ -39,6 +39,7 @@ const CHANGE_WAIT: Duration = Duration::from_secs(5);
 
 /// The reason for which a node ends once another process has its place.
 const SUPERSEDED: &str = "another process has started as this node; end one of them";
+const REMOVED: &str = "the cluster has removed this node; join it as a new one, with an empty directory";
 
 /// State that the part shares with the thread that opens the node, and with the plane's.
 pub(crate) struct Common {
@@ -57,6 +58,8 @@ pub(crate) struct Common {
     /// The last failures of connections, until there is a host.
     pub(crate) failures: Mutex<Vec<String>>,
     pub(crate) stops: std::sync::atomic::AtomicBool,
+    /// Whether another node has answered that the cluster has removed this one.
+    pub(crate) is_removed: std::sync::atomic::AtomicBool,
     /// Whether a change of the plane's nodes is under way.
     changing: std::sync::atomic::AtomicBool,
 }
@@ -73,6 +76,7 @@ impl Common {
             failovers: Mutex::default(),
             failures: Mutex::default(),
             stops: false.into(),
+            is_removed: false.into(),
             changing: false.into(),
         }
     }
@@ -225,9 +229,18 @@ impl<N: Network> ClusterPart<N> {
             },
             Arrived::Answer(_, Purpose::Plane(answer), bytes) => answer.complete(bytes.to_vec()),
             Arrived::Answer(node, Purpose::Facts, bytes) => {
-                let counted = decode_answer::<Counted>(&bytes).is_ok_and(|counted| counted.is_leader);
-                if !counted && self.informed.is_some_and(|(leader, _)| leader == node) {
+                let counted = decode_answer::<Counted>(&bytes);
+                let is_leader = counted.as_ref().is_ok_and(|counted| counted.is_leader);
+                if !is_leader && self.informed.is_some_and(|(leader, _)| leader == node) {
                     self.informed = None;
+                }
+                if counted.is_ok_and(|counted| counted.is_removed) {
+                    self.end_as_removed();
+                }
+            }
+            Arrived::Answer(_, Purpose::Introduction, bytes) => {
+                if decode_answer::<Joined>(&bytes).is_ok_and(|joined| joined == Joined::Removed) {
+                    self.end_as_removed();
                 }
             }
             Arrived::Answer(_, Purpose::Orders, _) => {}
@@ -262,7 +275,8 @@ impl<N: Network> ClusterPart<N> {
                 for fact in facts {
                     is_leader &= self.driver.handle(now, fact);
                 }
-                self.links.answer(to, encode_answer(&Counted { is_leader }), now.steady);
+                let is_removed = is_removed(&plane.newest().state, from);
+                self.links.answer(to, encode_answer(&Counted { is_leader, is_removed }), now.steady);
             }
             (Ask::Orders(orders), Sender::Node(_)) => {
                 for order in orders {
@@ -296,6 +310,9 @@ impl<N: Network> ClusterPart<N> {
         if has_number || Addresses::of_texts(&hello.addresses).is_none() {
             return Joined::Refused("a node that joins has no number, and names its addresses".to_owned());
         }
+        if hello.node.is_some_and(|node| is_removed(state, node)) {
+            return Joined::Removed;
+        }
         if hello.node.is_none() && state.nodes().len() >= ControlState::NODES_MAX {
             return Joined::Refused(format!("the cluster has {} nodes already", ControlState::NODES_MAX));
         }
@@ -327,10 +344,7 @@ impl<N: Network> ClusterPart<N> {
             if was_registered && !self.is_registered {
                 let reason = match own {
                     Some(_) => SUPERSEDED.to_owned(),
-                    None => {
-                        "the cluster has removed this node; join it as a new one, with an empty directory"
-                            .to_owned()
-                    }
+                    None => REMOVED.to_owned(),
                 };
                 self.fail(reason);
             }
@@ -358,6 +372,14 @@ impl<N: Network> ClusterPart<N> {
             }
             host.follow(&mut self.directory.shards_changed_since(self.given));
             self.given = self.directory.version();
+        }
+    }
+
+    /// Ends this node, because the cluster has removed it.
+    fn end_as_removed(&self) {
+        self.common.is_removed.store(true, std::sync::atomic::Ordering::Release);
+        if let Some(host) = self.common.host.get() {
+            host.fail(REMOVED.to_owned());
         }
     }
 
@@ -405,11 +427,13 @@ impl<N: Network> ClusterPart<N> {
             }
         } else if is_due && leader.is_some() {
             facts.push(Fact::Hello(self.hello.clone()));
-        } else if is_due {
-            // The leader may not reach this node, because it knows another address, or none: others give it the news.
+        }
+        if is_due && leader.is_none() {
+            // The leader may not reach this node, because it knows another address, or none: others give it the news. Or the cluster
+            // has removed this node, and sends it nothing more.
             for node in self.links.open_nodes() {
                 let ask = Ask::Join(self.hello.clone()).encode();
-                self.links.ask(node, ask, Purpose::Orders, now.steady);
+                self.links.ask(node, ask, Purpose::Introduction, now.steady);
             }
         }
         if is_due {
@@ -589,6 +613,11 @@ impl<N: Network> ClusterPart<N> {
             self.links.answer(to, answer, now);
         }
     }
+}
+
+/// Whether a node has been removed: it had a number. A state that is old does not say so too early, because no number is used again.
+fn is_removed(state: &ControlState, node: NodeId) -> bool {
+    node < state.next_node() && !state.nodes().contains_key(&node)
 }
 
 /// Returns the next change of the plane's nodes: each node of the cluster is one of them, and the largest odd number of them that is

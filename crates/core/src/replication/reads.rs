@@ -65,6 +65,12 @@ impl<T> Reads<T> {
             || !self.leased.is_empty() && !rounds.is_leased(now)
     }
 
+    /// Whether a read waits for a commit.
+    #[must_use]
+    pub fn waits_for_commit(&self) -> bool {
+        !self.linearizable.is_empty() || !self.stale.is_empty()
+    }
+
     /// Takes off the reads that may be answered now.
     pub fn release(&mut self, now: Time, rounds: &Rounds, tracker: &CommitTracker) -> Vec<(ReadKind, T)> {
         let (commit, answerable) = (tracker.commit(), tracker.answerable());

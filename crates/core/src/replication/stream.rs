@@ -162,6 +162,13 @@ impl Stream {
         Some(Outgoing::Append { head: AppendHead { epoch: self.epoch, before, commit }, last })
     }
 
+    /// Returns the bytes of entries that were not sent, as far as they may be sent ahead of an acknowledgement; `None` if there are none.
+    #[must_use]
+    pub fn unsent(&self, last: Index, bytes_to: impl Fn(Index) -> u64) -> Option<u64> {
+        let flows = self.mode == Mode::Flow && self.next <= last;
+        flows.then(|| bytes_to(last) - bytes_to(Index(self.next.0 - 1)))
+    }
+
     /// Returns the head of a frame without entries, which brings a peer the commit index when no entry follows for long;
     /// `None` unless the logs are known to agree.
     #[must_use]

@@ -176,6 +176,11 @@ impl Release {
             || held.into_iter().chain(moved).any(|index| index <= commit)
     }
 
+    /// Whether something waits for a commit that [`Self::early`] does not have.
+    pub(super) fn waits_for_commit(&self) -> bool {
+        !self.held.is_empty() || !self.moved.is_empty()
+    }
+
     /// Whether answers wait for a lease that saw no more than the entries up to an index.
     pub(super) fn has_early(&self, upto: Index) -> bool {
         self.early.front().is_some_and(|(index, _)| *index <= upto)

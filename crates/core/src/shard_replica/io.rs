@@ -4,7 +4,7 @@ use crate::blob::Blob;
 use crate::durability::Durability;
 use crate::entry::Entry;
 use crate::handler::Handler;
-use crate::ids::{CallToken, Epoch, Index, Life, Micros, ReplicaId, ShardId};
+use crate::ids::{CallToken, Epoch, Index, Life, Micros, ReplicaId, ShardId, Time};
 use crate::replication::epoch::{Ask, EpochRecord, Mark, Seal, SealAnswer};
 use crate::replication::replica::{AppendHead, CannotLead};
 use crate::replication::table::{EpochTable, LogPoint};
@@ -331,13 +331,17 @@ pub struct ReplicaSettings {
     pub apply_bytes: u64,
     /// The span after which an idle primary sends its commit index.
     pub heartbeat: Micros,
+    /// The span in which entries of an epoch that answers early leave together, unless something else than a client waits for them, or
+    /// a frame is full. At most a quarter of `max_lag`.
+    pub pace: Micros,
     /// The greatest age of an entry that is not committed, in an epoch that answers early: above it clients are refused.
     pub max_lag: Micros,
 }
 
 impl Default for ReplicaSettings {
     /// Windows of 4 MiB in frames of 256 KiB; a peer is slow that lags by 64 MiB, or without progress for 5 s; 4 MiB of committed
-    /// entries in memory; 256 KiB applied at once; a heartbeat every 100 ms; an asynchronous service's backups lag by up to 10 s.
+    /// entries in memory; 256 KiB applied at once; a heartbeat every 100 ms; entries of an asynchronous service leave every 5 ms, and its
+    /// backups lag by up to 10 s.
     fn default() -> Self {
         let stream = crate::replication::stream::StreamLimits {
             window: 4 << 20,
@@ -350,8 +354,17 @@ impl Default for ReplicaSettings {
             tail_bytes: 4 << 20,
             apply_bytes: 256 << 10,
             heartbeat: Micros::from_millis(100),
+            pace: Micros::from_millis(5),
             max_lag: Micros::from_secs(10),
         }
+    }
+}
+
+impl ReplicaSettings {
+    /// Returns the next time at which entries leave that wait for others. It is the same for all shards of a node.
+    pub(super) fn next_pace(&self, now: Time) -> Time {
+        let pace = self.pace.0.min(self.max_lag.0 / 4).max(1);
+        Time((now.0 / pace + 1).saturating_mul(pace))
     }
 }
 

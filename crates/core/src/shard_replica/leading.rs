@@ -55,6 +55,8 @@ pub(super) struct Leading {
     /// The deletions that found nothing and have no answer yet.
     vain: BTreeSet<CallToken>,
     beats_at: Time,
+    /// The time at which the entries leave that wait for others, of an epoch that answers early; `None` if there are none.
+    sends_at: Option<Time>,
     /// The primaries before it of which it is not known that their processes have outlived all that they handled.
     doubted: BTreeMap<ReplicaId, Life>,
 }
@@ -91,7 +93,7 @@ impl Leading {
 
     pub(super) fn deadline(&self) -> Option<Time> {
         let beats_at = (!self.is_alone()).then_some(self.beats_at);
-        self.shard.deadline().into_iter().chain(beats_at).min()
+        [self.shard.deadline(), beats_at, self.sends_at].into_iter().flatten().min()
     }
 
     pub(super) fn snapshot_sent(&self) -> Option<LogPoint> {
@@ -262,6 +264,7 @@ impl ShardReplica {
             late_bytes: 0,
             vain: BTreeSet::new(),
             beats_at: now.steady.plus(self.settings.heartbeat),
+            sends_at: None,
             doubted: record.earlier.clone(),
         };
         if !self.suspected {
@@ -492,10 +495,22 @@ impl ShardReplica {
     }
 
     /// Sends the peers what they lack, as far as their streams allow it.
-    pub(super) fn send(&mut self, out: &mut Vec<Effect>) {
+    pub(super) fn send(&mut self, now: Now, out: &mut Vec<Effect>) {
         let Role::Leads(leading) = &mut self.role else { return };
         let (table, commit) = (self.replica.table(), leading.shard.commit());
+        // Clients do not wait for these: a backup has as much work with a frame of one entry as with one of many.
+        let is_urgent = leading.shard.waits_for_commit() || leading.reads.waits_for_commit();
+        let waits =
+            !is_urgent && leading.sends_at.is_none_or(|at| now.steady < at) && self.settings.pace > Micros(0);
+        let sends_at = leading.sends_at.take();
         for (&to, stream) in &mut leading.streams {
+            if waits
+                && let Some(unsent) = stream.unsent(table.last().index, |index| self.tail.bytes_to(index))
+                && unsent < self.settings.stream.frame
+            {
+                leading.sends_at = sends_at.or_else(|| Some(self.settings.next_pace(now.steady)));
+                continue;
+            }
             while let Some(outgoing) = stream.poll(table, commit, u64::MAX, |index| self.tail.bytes_to(index))
             {
                 out.push(match outgoing {

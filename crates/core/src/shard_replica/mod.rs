@@ -159,6 +159,11 @@ impl ShardReplica {
         self.is_held = true;
     }
 
+    /// Lets entries leave at once from now on, because the process ends.
+    pub fn hurry(&mut self) {
+        self.settings.pace = Micros(0);
+    }
+
     /// Returns [`ReplicaSettings::max_lag`].
     #[must_use]
     pub fn max_lag(&self) -> Micros {
@@ -385,7 +390,7 @@ impl ShardReplica {
             && !leading.is_alone()
         {
             self.run_reads(now, handler, out);
-            self.send(&mut out.replica);
+            self.send(now, &mut out.replica);
         }
     }
 

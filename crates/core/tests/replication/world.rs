@@ -56,6 +56,7 @@ pub(crate) const SETTINGS: ReplicaSettings = ReplicaSettings {
     tail_bytes: 600,
     apply_bytes: 200,
     heartbeat: Micros::from_millis(10),
+    pace: Micros::from_millis(5),
     max_lag: Micros::from_millis(200),
 };
 

@@ -134,6 +134,10 @@ impl<E: Env> Worker<E> {
             Command::Stop => {
                 self.stopping = true;
                 self.code.stop();
+                for slot in 0..self.shards.len() as u32 {
+                    self.shards[slot as usize].replica.hurry();
+                    self.handled(shared, now, slot, 0);
+                }
             }
         }
     }

@@ -275,6 +275,49 @@ fn the_inputs_of_a_turn_share_a_frame_and_a_round() {
 }
 
 #[test]
+fn entries_for_which_only_clients_wait_leave_together() {
+    let mut replica = replica(Settings::default());
+    give(&mut replica, lead(1, LogPoint::default(), &[1, 2], &[]));
+    fn sent(replica: &mut ShardReplica, now: u64) -> Vec<usize> {
+        let (now, mut out) = (Now { steady: Time(now), wall: Time(now) }, Effects::default());
+        replica.handle(now, Input::Tick, &mut Starter, &mut out);
+        replica.flush(now, &mut Starter, &mut out);
+        let sent = out.replica.iter().filter_map(|effect| match effect {
+            Effect::Send { frame: Frame::Append { entries, .. }, .. } => Some(entries.len()),
+            _ => None,
+        });
+        sent.collect()
+    }
+    let open = |replica: &mut ShardReplica, session| {
+        let (token, session, principal) = (CallToken(1), SessionId(session), "alice".into());
+        let open = shard::Input::OpenSession { token, session, principal };
+        replica.handle_shard(NOW, open, &mut Starter, &mut Effects::default());
+    };
+    assert_eq!(sent(&mut replica, 1), [1], "the start entry, of which all waits");
+    let ack = Frame::Ack { epoch: Epoch(1), upto: Index(1) };
+    give(&mut replica, Input::Frame { from: ReplicaId(2), frame: ack });
+    open(&mut replica, 1);
+    assert_eq!(sent(&mut replica, 1), []);
+    assert_eq!(replica.deadline(), Some(Time(25)), "a quarter of max_lag");
+    open(&mut replica, 2);
+    assert_eq!(sent(&mut replica, 24), []);
+    assert_eq!(sent(&mut replica, 25), [2]);
+    assert!(replica.deadline() > Some(Time(50)), "nothing waits");
+    // As soon as something else waits for them.
+    open(&mut replica, 3);
+    assert_eq!(sent(&mut replica, 26), []);
+    let mut out = Effects::default();
+    let (token, process) = (CallToken(2), Key::new("a").unwrap());
+    let (principal, read) = ("alice".into(), Read::Linearizable);
+    let query = Query { token, process, payload: Blob::empty(), principal, read, seen: None };
+    replica.handle_shard(NOW, shard::Input::Query(query), &mut Starter, &mut out);
+    assert_eq!(sent(&mut replica, 27), [1]);
+    open(&mut replica, 4);
+    replica.hurry();
+    assert_eq!(sent(&mut replica, 28), [1], "the process ends");
+}
+
+#[test]
 fn an_operator_sees_or_finds_gone_only_what_a_round_confirms() {
     let mut replica = replica(Settings::default());
     let mut input = lead(1, LogPoint::default(), &[1, 2], &[]);

@@ -21,9 +21,12 @@ const LOAD: usize = 16;
 const BEFORE: Duration = Duration::from_millis(300);
 /// Time for the first success on each shard.
 const WAIT_MAX: Duration = Duration::from_secs(15);
-/// Stops of a node; each is as long as it takes until its shards are answered, and then this.
-const STOPS: u32 = 5;
-const STOPPED: Duration = Duration::from_secs(1);
+/// Faults of each kind but SIGKILL.
+const OTHERS: u32 = 5;
+/// The lease of a service whose dial does not set it, in milliseconds.
+const LEASE_MS: f64 = 500.0;
+/// The time for which a node is stopped or cut off after its shards have answered.
+const LONGER: Duration = Duration::from_secs(1);
 
 /// A way to lose a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,8 @@ enum Fault {
     KillLeader,
     /// SIGSTOP.
     Stop,
+    /// Nothing passes between it and the other nodes, and no connection closes. Its clients still reach it.
+    Cut,
 }
 
 /// The times until shards of a lost node answered.
@@ -45,45 +50,71 @@ struct Times {
     moved: Vec<f64>,
 }
 
-pub(super) fn run(args: &BenchArgs, nodes: &mut Nodes, report: &mut Report) -> Result<(), Failure> {
+/// Faults of one kind.
+struct Series {
+    fault: Fault,
+    name: &'static str,
+    /// W of the service meanwhile.
+    acks: u64,
+    times: u32,
+    /// The most milliseconds until a first success, in the median and at worst.
+    goals: [f64; 2],
+}
+
+/// Loses nodes of a synchronous service.
+pub(super) fn synchronous(args: &BenchArgs, nodes: &mut Nodes, report: &mut Report) -> Result<(), Failure> {
+    let series = |fault, name, times, goals| Series { fault, name, acks: 2, times, goals };
+    let leader_too = "SIGKILL of the control plane's leader too";
+    let all = [
+        series(Fault::Kill, "SIGKILL", args.kills, [100.0, 300.0]),
+        series(Fault::KillLeader, leader_too, args.kills.div_ceil(4), [1000.0; 2]),
+        series(Fault::Stop, "SIGSTOP", OTHERS.min(args.kills), [1000.0; 2]),
+    ];
+    all.into_iter().try_for_each(|series| measure(&series, nodes, report))
+}
+
+/// Loses nodes of an asynchronous service, whose next primary waits for the last one's lease to end.
+pub(super) fn asynchronous(args: &BenchArgs, nodes: &mut Nodes, report: &mut Report) -> Result<(), Failure> {
+    let (name, times) = ("SIGKILL, W = 1,", OTHERS.min(args.kills));
+    let goals = [100.0 + LEASE_MS, 300.0 + LEASE_MS];
+    measure(&Series { fault: Fault::Kill, name, acks: 1, times, goals }, nodes, report)
+}
+
+/// Cuts nodes of a synchronous service off from the others. Their links go through proxies.
+pub(super) fn cut_off(args: &BenchArgs, nodes: &mut Nodes, report: &mut Report) -> Result<(), Failure> {
+    let times = OTHERS.min(args.kills);
+    let series = Series { fault: Fault::Cut, name: "a cut", acks: 2, times, goals: [1000.0; 2] };
+    measure(&series, nodes, report)
+}
+
+fn measure(series: &Series, nodes: &mut Nodes, report: &mut Report) -> Result<(), Failure> {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| failed("make a runtime")(&error))?;
-    let goals = |most: f64| (Some(Goal::AtMost(most)), Some(Goal::AtMost(most)));
-    for (fault, name, times, (median, worst)) in [
-        (Fault::Kill, "SIGKILL", args.kills, (Some(Goal::AtMost(100.0)), Some(Goal::AtMost(300.0)))),
-        (
-            Fault::KillLeader,
-            "SIGKILL of the control plane's leader too",
-            args.kills.div_ceil(4),
-            goals(1000.0),
-        ),
-        (Fault::Stop, "SIGSTOP", STOPS.min(args.kills), goals(1000.0)),
-    ] {
-        let mut all = Times::default();
-        for _ in 0..times {
-            one(&runtime, nodes, fault, &mut all)?;
-        }
-        if all.first.is_empty() {
-            continue;
-        }
-        output::note(format_args!("stead: {name}: {} measured", all.first.len()));
-        let of = |what: &str| format!("{what} after {name}");
-        let most = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
-        report.add(WORKLOAD, of("first success on its shards"), "ms", &all.first, median);
-        report.add(WORKLOAD, of("first success on its shards, at worst,"), "ms", &[most(&all.first)], worst);
-        report.add(WORKLOAD, of("all of its shards answered"), "ms", &all.last, None);
-        report.add(WORKLOAD, of("all answered a client that was connected to it"), "ms", &all.moved, None);
+    let mut all = Times::default();
+    for _ in 0..series.times {
+        one(&runtime, nodes, series, &mut all)?;
     }
+    if all.first.is_empty() {
+        return Ok(());
+    }
+    output::note(format_args!("stead: {}: {} measured", series.name, all.first.len()));
+    let of = |what: &str| format!("{what} after {}", series.name);
+    let most = all.first.iter().copied().fold(0.0, f64::max);
+    let [median, worst] = series.goals.map(|most| Some(Goal::AtMost(most)));
+    report.add(WORKLOAD, of("first success on its shards"), "ms", &all.first, median);
+    report.add(WORKLOAD, of("first success on its shards, at worst,"), "ms", &[most], worst);
+    report.add(WORKLOAD, of("all of its shards answered"), "ms", &all.last, None);
+    report.add(WORKLOAD, of("all answered a client that was connected to it"), "ms", &all.moved, None);
     Ok(())
 }
 
 /// Loses a node, and brings it back.
-fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) -> Result<(), Failure> {
-    let places = nodes.spread(2)?;
+fn one(runtime: &Runtime, nodes: &mut Nodes, series: &Series, times: &mut Times) -> Result<(), Failure> {
+    let (fault, places) = (series.fault, nodes.spread(series.acks)?);
     let leader = nodes.leader();
     let leads = |node: usize| places.iter().filter(|place| place.primary == node).count();
     let candidates = (0..nodes.len()).filter(|node| match fault {
-        Fault::Kill | Fault::Stop => Some(*node) != leader,
+        Fault::Kill | Fault::Stop | Fault::Cut => Some(*node) != leader,
         Fault::KillLeader => Some(*node) == leader,
     });
     let Some(victim) = candidates.filter(|node| leads(*node) > 0).max_by_key(|node| leads(*node)) else {
@@ -97,16 +128,18 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, fault: Fault, times: &mut Times) ->
     let at = match fault {
         Fault::Kill | Fault::KillLeader => nodes.kill(victim)?,
         Fault::Stop => nodes.pause(victim)?,
+        Fault::Cut => nodes.cut(victim),
     };
     let answered = calls.until_all(at);
     let led_after = nodes.led_by(victim);
-    if fault == Fault::Stop {
-        std::thread::sleep(STOPPED);
+    if matches!(fault, Fault::Stop | Fault::Cut) {
+        std::thread::sleep(LONGER);
     }
     calls.stop.store(true, Ordering::Relaxed);
     match fault {
         Fault::Kill | Fault::KillLeader => nodes.restart(victim)?,
         Fault::Stop => nodes.resume(victim)?,
+        Fault::Cut => nodes.heal(victim),
     }
     let answered = answered?;
     // A node that does not lead what it did, or was answering when it was stopped, says nothing of a failover.

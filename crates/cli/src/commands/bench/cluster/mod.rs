@@ -15,11 +15,13 @@ use super::{BenchArgs, failed};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use nodes::Nodes;
+use std::path::Path;
 use std::thread;
 
 const WORKLOAD: &str = "cluster";
 /// Shards of `kv`, the same number as in `stead start`.
 const SHARDS: u32 = 16;
+const ONE_SHARD: &str = ", one shard";
 /// Callers over shared connections that show what the nodes can do without a system call for each request.
 const MANY: u32 = 1024;
 /// Clients that read stale answers beside a load of writes.
@@ -51,7 +53,8 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
         return target.reads(report);
     }
     let room = Room::new(args)?;
-    let mut nodes = Nodes::start(room.path(), SHARDS, args.node_threads)?;
+    one_shard(args, &room.path().join("one"), report)?;
+    let mut nodes = Nodes::start(&room.path().join("all"), SHARDS, args.node_threads, false)?;
     let target = Target { args, addresses: nodes.native().join(","), pids: nodes.pids() };
     load(&target.addresses, Operation::Write, (64, SHARED), args.seconds.min(2))?;
     let majority = target.writes(report, "")?;
@@ -71,16 +74,42 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     let one = target.some_writes(report, ", W = 1")?;
     let stale = target.staleness(report, ", W = 1")?;
     report.dial(row("1 of 3 (asynchronous)", &one, stale, "the age of the backups' state, at most max_lag"));
-    let latency = one[0].p50_ms / majority[0].p50_ms;
-    let name = "p50 of 1 client, W = 1 over majority";
-    report.add(WORKLOAD, name, "", &[latency], Some(Goal::AtMost(0.6)));
-    let rate = one[2].rate / majority[2].rate;
-    let name = "rate of 256 clients, W = 1 over majority";
-    report.add(WORKLOAD, name, "", &[rate], Some(Goal::AtLeast(1.0)));
+    asynchronous(report, "", &one, &majority);
+    failover::asynchronous(args, &mut nodes, report)?;
 
     nodes.set_dial("acks=2")?;
     nodes.settled(2)?;
-    failover::run(args, &mut nodes, report)
+    failover::synchronous(args, &mut nodes, report)?;
+    drop(nodes);
+    let mut nodes = Nodes::start(&room.path().join("cut"), SHARDS, args.node_threads, true)?;
+    failover::cut_off(args, &mut nodes, report)
+}
+
+/// Measures a service of one shard, whose clients all call one primary, as those of a system that has a single log do. In the others the
+/// nodes share the primaries, and so each client has a connection to each node.
+fn one_shard(args: &BenchArgs, dir: &Path, report: &mut Report) -> Result<(), Failure> {
+    let nodes = Nodes::start(dir, 1, args.node_threads, false)?;
+    let target = Target { args, addresses: nodes.native().join(","), pids: nodes.pids() };
+    load(&target.addresses, Operation::Write, (64, SHARED), args.seconds.min(2))?;
+    let majority = target.writes(report, ONE_SHARD)?;
+    for clients in [(1, 1), (64, 64), (256, 256), (256, SHARED)] {
+        target.measure(report, Operation::Linearizable, clients, ONE_SHARD)?;
+    }
+    nodes.set_dial("acks=1")?;
+    nodes.settled(1)?;
+    let one = target.some_writes(report, ", one shard, W = 1")?;
+    asynchronous(report, ONE_SHARD, &one, &majority);
+    Ok(())
+}
+
+/// Compares the writes of an asynchronous service to those of a synchronous one.
+fn asynchronous(report: &mut Report, of: &str, one: &[Medians; 3], majority: &[Medians; 3]) {
+    let latency = one[0].p50_ms / majority[0].p50_ms;
+    let name = format!("p50 of 1 client, W = 1 over majority{of}");
+    report.add(WORKLOAD, name, "", &[latency], Some(Goal::AtMost(0.6)));
+    let rate = one[2].rate / majority[2].rate;
+    let name = format!("rate of 256 clients, W = 1 over majority{of}");
+    report.add(WORKLOAD, name, "", &[rate], Some(Goal::AtLeast(1.0)));
 }
 
 /// The clients of the loads, each with the number of its connections: the first three have their own.

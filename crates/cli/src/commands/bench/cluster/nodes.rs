@@ -30,13 +30,14 @@ pub(super) struct Place {
 }
 
 impl Nodes {
-    /// Starts them, and waits until each shard has three replicas.
-    pub(super) fn start(dir: &Path, shards: u32, threads: u32) -> Result<Self, Failure> {
+    /// Starts them, and waits until each shard has three replicas. `links` is whether nodes can be cut off.
+    pub(super) fn start(dir: &Path, shards: u32, threads: u32, links: bool) -> Result<Self, Failure> {
         let config = dir.join("bench.toml");
-        std::fs::write(&config, format!("threads = {threads}\n[services.{SERVICE}]\nshards = {shards}\n"))
-            .map_err(|error| failed("write the configuration of the nodes")(&error))?;
+        let text = format!("threads = {threads}\n[services.{SERVICE}]\nshards = {shards}\n");
+        let written = std::fs::create_dir(dir).and_then(|()| std::fs::write(&config, text));
+        written.map_err(|error| failed("write the configuration of the nodes")(&error))?;
         let arguments = vec!["--log-level".into(), "error".into(), "--config".into(), config.into()];
-        let options = Options { arguments, ..Options::default() };
+        let options = Options { arguments, links, ..Options::default() };
         let nodes = LocalCluster::start(&stead_gateway::program::path(), NODES, dir, options);
         let nodes = Self(nodes.map_err(local("start the nodes"))?);
         nodes.set_dial("replicas=3&acks=2")?;
@@ -139,6 +140,18 @@ impl Nodes {
     pub(super) fn pause(&mut self, node: usize) -> Result<Instant, Failure> {
         self.0.pause(node).map_err(local("stop a node"))?;
         Ok(Instant::now())
+    }
+
+    /// Cuts a node off from the others, and returns the time right before it.
+    pub(super) fn cut(&self, node: usize) -> Instant {
+        let at = Instant::now();
+        self.0.cut(node);
+        at
+    }
+
+    /// Connects a node with the others again.
+    pub(super) fn heal(&self, node: usize) {
+        self.0.heal(node);
     }
 
     /// Lets a stopped node go on.

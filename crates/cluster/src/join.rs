@@ -44,8 +44,7 @@ pub(crate) fn join(
             asking.turn(&mut endpoint, hello, clock)?;
             match asking.joined.take() {
                 Some(Joined::NotYet) => "the cluster has no leader now".clone_into(&mut last),
-                // No node without a number was removed.
-                Some(Joined::Removed) => "it answered another request".clone_into(&mut last),
+                Some(Joined::Removed) => "it took this node for one that was removed".clone_into(&mut last),
                 Some(Joined::Refused(reason)) => return Err(EnterError::Refused { reason }),
                 Some(done @ Joined::Done { .. }) => return Ok(done),
                 None => {}

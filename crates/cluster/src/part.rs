@@ -39,6 +39,7 @@ const CHANGE_WAIT: Duration = Duration::from_secs(5);
 
 /// The reason for which a node ends once another process has its place.
 const SUPERSEDED: &str = "another process has started as this node; end one of them";
+/// The reason for which a node ends that is no part of its cluster any more.
 const REMOVED: &str = "the cluster has removed this node; join it as a new one, with an empty directory";
 
 /// State that the part shares with the thread that opens the node, and with the plane's.
@@ -97,8 +98,8 @@ pub(crate) struct ClusterPart<N: Network> {
     /// The version of the directory that the host follows.
     given: u64,
     is_registered: bool,
-    /// Whether the node has ended because another process has its place, as other nodes say.
-    is_superseded: bool,
+    /// Whether the node has ended because another process has its place, or the cluster has removed it, as other nodes say.
+    has_failed: bool,
     /// The newest reports on the replicas of this node.
     reports: BTreeMap<ShardId, ShardReport>,
     changed: BTreeSet<ShardId>,
@@ -149,7 +150,7 @@ impl<N: Network> ClusterPart<N> {
             followed: None,
             given: 0,
             is_registered: false,
-            is_superseded: false,
+            has_failed: false,
             reports: BTreeMap::new(),
             changed: BTreeSet::new(),
             informed: None,
@@ -189,12 +190,12 @@ impl<N: Network> ClusterPart<N> {
         self.links.seek(status.leader.is_none());
         // It may not learn from the state that another process has taken its place: no other node gives it the newest.
         if self.is_registered
-            && !self.is_superseded
+            && !self.has_failed
             && let Some(refusal) = self.links.superseded()
         {
             let reason = format!("{SUPERSEDED}: {refusal}");
             // A node that is still being opened is ended in a later turn.
-            self.is_superseded = self.common.host.get().is_some();
+            self.has_failed = self.common.host.get().is_some();
             self.fail(reason);
         }
         if self.common.host.get().is_none() {
@@ -376,9 +377,11 @@ impl<N: Network> ClusterPart<N> {
     }
 
     /// Ends this node, because the cluster has removed it.
-    fn end_as_removed(&self) {
+    fn end_as_removed(&mut self) {
         self.common.is_removed.store(true, std::sync::atomic::Ordering::Release);
-        if let Some(host) = self.common.host.get() {
+        if let Some(host) = self.common.host.get()
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
             host.fail(REMOVED.to_owned());
         }
     }

@@ -162,10 +162,11 @@ impl Stream {
         Some(Outgoing::Append { head: AppendHead { epoch: self.epoch, before, commit }, last })
     }
 
-    /// Returns the bytes of entries that were not sent, as far as they may be sent ahead of an acknowledgement; `None` if there are none.
+    /// Returns the bytes of entries that were not sent. `None` if there are none, or none may be sent now; also while the first frame is
+    /// on its way, or a snapshot.
     #[must_use]
     pub fn unsent(&self, last: Index, bytes_to: impl Fn(Index) -> u64) -> Option<u64> {
-        let flows = self.mode == Mode::Flow && self.next <= last;
+        let flows = self.mode == Mode::Flow && self.next <= last && self.in_flight() < self.limits.window;
         flows.then(|| bytes_to(last) - bytes_to(Index(self.next.0 - 1)))
     }
 

@@ -55,9 +55,12 @@ impl Shard {
         self.early.is_some() && self.early_upto().is_none() && self.release.has_early(stored)
     }
 
-    /// Whether something other than an answer of an asynchronous service waits until its entry is committed.
+    /// Whether something other than an answer of an asynchronous service waits until an entry is committed.
     pub(crate) fn waits_for_commit(&self) -> bool {
-        self.early.is_none() || self.release.waits_for_commit()
+        self.early.is_none()
+            || self.release.waits_for_commit()
+            || !self.jobs.queue.is_empty()
+            || self.suspicion.is_busy()
     }
 
     /// Returns the index up to which answers of an asynchronous service may leave at the time of this input; `None` if no lease

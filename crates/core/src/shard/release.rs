@@ -176,7 +176,7 @@ impl Release {
             || held.into_iter().chain(moved).any(|index| index <= commit)
     }
 
-    /// Whether something waits for a commit that [`Self::early`] does not have.
+    /// Whether an effect waits until its entry is committed, other than the answers that may leave before.
     pub(super) fn waits_for_commit(&self) -> bool {
         !self.held.is_empty() || !self.moved.is_empty()
     }

@@ -43,6 +43,13 @@ pub(super) struct Suspicion {
     charged: bool,
 }
 
+impl Suspicion {
+    /// Whether a trial is not over.
+    pub(super) fn is_busy(&self) -> bool {
+        self.held || self.handlers.tried.is_some() || self.steps.tried.is_some()
+    }
+}
+
 /// A shard's turn for a kind of trial.
 #[derive(Default)]
 pub(super) struct Turn {

@@ -331,8 +331,8 @@ pub struct ReplicaSettings {
     pub apply_bytes: u64,
     /// The span after which an idle primary sends its commit index.
     pub heartbeat: Micros,
-    /// The span in which entries of an epoch that answers early leave together, unless something else than a client waits for them, or
-    /// a frame is full. At most a quarter of `max_lag`.
+    /// The span in which entries of an epoch with W = 1 leave together, unless something other than a client waits for them, or a frame
+    /// is full. It is shortened to a quarter of `max_lag`.
     pub pace: Micros,
     /// The greatest age of an entry that is not committed, in an epoch that answers early: above it clients are refused.
     pub max_lag: Micros,

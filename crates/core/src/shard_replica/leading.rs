@@ -498,8 +498,10 @@ impl ShardReplica {
     pub(super) fn send(&mut self, now: Now, out: &mut Vec<Effect>) {
         let Role::Leads(leading) = &mut self.role else { return };
         let (table, commit) = (self.replica.table(), leading.shard.commit());
-        // Clients do not wait for these: a backup has as much work with a frame of one entry as with one of many.
-        let is_urgent = leading.shard.waits_for_commit() || leading.reads.waits_for_commit();
+        // Clients that wait for this replica's disk alone do not wait for these: a backup has as much work with a frame of one entry as
+        // with one of many.
+        let acks = self.record.as_ref().map_or(0, |record| record.config.acks());
+        let is_urgent = acks != 1 || leading.shard.waits_for_commit() || leading.reads.waits_for_commit();
         let waits =
             !is_urgent && leading.sends_at.is_none_or(|at| now.steady < at) && self.settings.pace > Micros(0);
         let sends_at = leading.sends_at.take();

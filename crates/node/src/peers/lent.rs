@@ -136,6 +136,13 @@ impl<E: Env> Part<Shared<E>> for Relief {
 
     fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, String> {
         if hub.is_ended() {
+            // Workers may have left something in their last turns, after that of the one that had the connections.
+            if !hub.is_over()
+                && let Some(mut part) = self.lent.free_part()
+            {
+                // The node has ended: there is nothing more to lose.
+                let _ = part.step(hub, now, hub.clock.wall());
+            }
             return Ok(Turned::Ended);
         }
         self.drives = false;

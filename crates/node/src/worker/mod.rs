@@ -380,7 +380,9 @@ impl<E: Env> Worker<E> {
         busy |= self.look_at_forwarded(shared, now);
         // While the log is far behind no handler may begin, and only stored entries matter.
         let is_pressed = shared.memory.is_pressed();
-        if !self.stopping && !is_pressed {
+        if is_pressed {
+            self.touch_due(now);
+        } else if !self.stopping {
             busy |= self.tick(shared, now);
         }
         if self.stopping || !is_pressed {
@@ -630,6 +632,19 @@ impl<E: Env> Worker<E> {
             let Slot { replica, is_moved, .. } = &mut self.shards[slot as usize];
             self.deadlines.set(slot, replica.deadline());
             *is_moved = false;
+        }
+    }
+
+    /// Lets the replicas that are due send what their peers lack, though no handler may begin: what is not sent is not committed, and
+    /// may be what the memory is short of.
+    fn touch_due(&mut self, now: Time) {
+        self.renew_deadlines();
+        for slot in 0..self.shards.len() as u32 {
+            let Slot { is_replicated, is_touched, .. } = &mut self.shards[slot as usize];
+            let is_due = *is_replicated && self.deadlines.is_due(slot, now);
+            if is_due && !std::mem::replace(is_touched, true) {
+                self.replicated.push(slot);
+            }
         }
     }
 

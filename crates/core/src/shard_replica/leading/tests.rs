@@ -318,6 +318,34 @@ fn entries_for_which_only_clients_wait_leave_together() {
 }
 
 #[test]
+fn entries_leave_at_once_if_clients_wait_for_a_backup() {
+    let mut replica = replica(Settings::default());
+    let mut input = lead(1, LogPoint::default(), &[1, 2, 3, 4, 5], &[]);
+    if let Input::Lead { record, .. } = &mut input {
+        let members = record.config.members().to_vec();
+        record.config = EpochConfig::parse(Epoch(1), members, 2, ReplicaId(1)).unwrap();
+        assert!(record.config.is_asynchronous());
+    }
+    give(&mut replica, input);
+    replica.flush(NOW, &mut Starter, &mut Effects::default());
+    for peer in 2..=5 {
+        let ack = Frame::Ack { epoch: Epoch(1), upto: Index(1) };
+        give(&mut replica, Input::Frame { from: ReplicaId(peer), frame: ack });
+    }
+    let (token, session, principal) = (CallToken(1), SessionId(1), "alice".into());
+    let mut out = Effects::default();
+    replica.handle_shard(
+        NOW,
+        shard::Input::OpenSession { token, session, principal },
+        &mut Starter,
+        &mut out,
+    );
+    replica.flush(NOW, &mut Starter, &mut out);
+    let is_frame = |effect: &&Effect| matches!(effect, Effect::Send { frame: Frame::Append { entries, .. }, .. } if entries.len() == 1);
+    assert_eq!(out.replica.iter().filter(is_frame).count(), 4);
+}
+
+#[test]
 fn an_operator_sees_or_finds_gone_only_what_a_round_confirms() {
     let mut replica = replica(Settings::default());
     let mut input = lead(1, LogPoint::default(), &[1, 2], &[]);

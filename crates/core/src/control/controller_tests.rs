@@ -338,6 +338,7 @@ fn an_asynchronous_failover_waits_for_the_lease_unless_the_primary_is_proven_dea
         }
         let millis = fake.run_until(|fake| fake.all_led_but_by(node));
         assert_eq!(millis < 300, is_proven, "{millis} ms");
+        assert!(millis < 600, "a node that has failed is waited for no longer than the lease: {millis} ms");
         let failover = fake.state.failovers().back().unwrap();
         assert_eq!(failover.losses, [LogPoint { epoch: Epoch(1), index: Index(1) }]);
     }

@@ -49,6 +49,23 @@ fn a_worker_sleeps_until_the_first_thing_that_it_can_do() {
     assert_eq!(sleep(None, true, false), PRESSED_LOOK);
 }
 
+/// What they have not sent is not committed, and may be what the memory is short of.
+#[test]
+fn replicas_that_are_due_send_although_no_shard_is_ticked() {
+    let shared = shared_with(&[("service", 1)]);
+    let sends = |is_replicated, deadline| {
+        let mut worker = worker(&shared);
+        worker.shards[0].is_replicated = is_replicated;
+        worker.deadlines.set(0, deadline);
+        (0..2).for_each(|_| worker.touch_due(NOW));
+        worker.replicated
+    };
+    assert_eq!(sends(true, Some(NOW)), [0], "once a turn");
+    assert!(sends(true, Some(NOW.plus(Micros(1)))).is_empty());
+    assert!(sends(true, None).is_empty());
+    assert!(sends(false, Some(NOW)).is_empty(), "it has no peers");
+}
+
 #[test]
 fn a_worker_that_stops_ends_once_its_shards_know_what_is_durable() {
     let shared = shared_with(&[("service", 1)]);

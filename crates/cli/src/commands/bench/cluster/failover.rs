@@ -25,6 +25,8 @@ const WAIT_MAX: Duration = Duration::from_secs(15);
 const OTHERS: u32 = 5;
 /// The lease of a service whose dial does not set it, in milliseconds.
 const LEASE_MS: f64 = 500.0;
+/// A failover that took longer, in milliseconds, is reported with the leaders of the control plane: one that dies takes longer.
+const SLOW_MS: f64 = 300.0;
 /// The time for which a node is stopped or cut off after its shards have answered.
 const LONGER: Duration = Duration::from_secs(1);
 
@@ -124,14 +126,14 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, series: &Series, times: &mut Times)
         places.iter().filter(|place| place.primary == victim).map(|place| place.shard).collect();
     let calls = Calls::begin(runtime, nodes, victim, &led, places.len())?;
     std::thread::sleep(BEFORE);
-    let led_before = nodes.led_by(victim)?;
+    let (led_before, leader_before) = (nodes.led_by(victim)?, nodes.leader_seen_by_others(victim));
     let at = match fault {
         Fault::Kill | Fault::KillLeader => nodes.kill(victim)?,
         Fault::Stop => nodes.pause(victim)?,
         Fault::Cut => nodes.cut(victim),
     };
     let answered = calls.until_all(at);
-    let led_after = nodes.led_by(victim);
+    let (led_after, leader_after) = (nodes.led_by(victim), nodes.leader_seen_by_others(victim));
     if matches!(fault, Fault::Stop | Fault::Cut) {
         std::thread::sleep(LONGER);
     }
@@ -153,10 +155,24 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, series: &Series, times: &mut Times)
             .filter(move |((_, moved), _)| *moved == is_moved)
             .map(|(_, time)| time.as_secs_f64() * 1e3)
     };
-    times.first.push(of(false).fold(f64::INFINITY, f64::min));
+    let first = of(false).fold(f64::INFINITY, f64::min);
+    if first > SLOW_MS && fault == Fault::Kill && series.acks > 1 {
+        let (before, at, after) = (number(leader), number(leader_before), number(leader_after));
+        output::note(format_args!(
+            "stead: {first:.0} ms after SIGKILL of node {}; leader of the control plane: {before} 0.3 s before, {at} at the fault, \
+             {after} after",
+            victim + 1
+        ));
+    }
+    times.first.push(first);
     times.last.push(of(false).fold(0.0, f64::max));
     times.moved.push(of(true).fold(0.0, f64::max));
     Ok(())
+}
+
+/// Returns the number of a node at a position.
+fn number(node: Option<usize>) -> String {
+    node.map_or_else(|| "none".to_owned(), |node| (node + 1).to_string())
 }
 
 /// The last success of each shard of the victim, by clients that were connected to another node and to the victim: when its call

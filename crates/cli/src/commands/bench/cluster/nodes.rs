@@ -121,7 +121,18 @@ impl Nodes {
 
     /// Returns the position of the node that leads the control plane, as the first one sees it.
     pub(super) fn leader(&self) -> Option<usize> {
-        position(&self.server().get("/v1/cluster").ok()?.body["leader"])
+        self.leader_seen_by(0)
+    }
+
+    /// Returns the same as one of the others sees it.
+    pub(super) fn leader_seen_by_others(&self, node: usize) -> Option<usize> {
+        self.leader_seen_by((node + 1) % self.len())
+    }
+
+    fn leader_seen_by(&self, node: usize) -> Option<usize> {
+        let addr = self.0.addresses(node).http.to_string();
+        let server = ServerArgs { addr, timeout_ms: 10_000 }.server();
+        position(&server.get("/v1/cluster").ok()?.body["leader"])
     }
 
     /// Sends a node SIGKILL, waits for its end, and returns the time right before it.

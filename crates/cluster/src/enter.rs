@@ -12,7 +12,7 @@ use crate::join::join;
 use crate::links::Links;
 use crate::look::Look;
 use crate::message::Joined;
-use crate::part::{ClusterPart, Common};
+use crate::part::{ClusterPart, Common, is_removed};
 use crate::transport::PlaneQueue;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -387,7 +387,7 @@ impl Membership {
         if status.is_stopped {
             return Err(ProposeError::Stopped(status.failure).into());
         }
-        if self.common.is_removed.load(Ordering::Acquire) {
+        if is_removed(state, self.node) || self.common.is_removed.load(Ordering::Acquire) {
             return Err(EnterError::Removed(self.node));
         }
         if status.leader.is_none() {
@@ -409,9 +409,6 @@ impl Membership {
                 let (life, addresses) = (Life(meta.lives), options.addresses.to_texts());
                 self.propose(Command::Join { node: self.node, life, start, addresses })?;
                 return Ok(Some("the first node has not joined yet"));
-            }
-            if self.node < state.next_node() {
-                return Err(EnterError::Removed(self.node));
             }
             self.wait_changed(Duration::from_millis(50));
             return Ok(Some("the control plane does not know the node yet"));

@@ -343,11 +343,10 @@ impl<N: Network> ClusterPart<N> {
             let was_registered = self.is_registered;
             self.is_registered = own.is_some_and(|record| record.start == self.hello.start);
             if was_registered && !self.is_registered {
-                let reason = match own {
-                    Some(_) => SUPERSEDED.to_owned(),
-                    None => REMOVED.to_owned(),
-                };
-                self.fail(reason);
+                match own {
+                    Some(_) => self.fail(SUPERSEDED.to_owned()),
+                    None => self.end_as_removed(),
+                }
             }
             for (node, route) in self.directory.nodes() {
                 if let Some(addresses) = Addresses::of_texts(&route.addresses) {
@@ -619,7 +618,7 @@ impl<N: Network> ClusterPart<N> {
 }
 
 /// Whether a node has been removed: it had a number. A state that is old does not say so too early, because no number is used again.
-fn is_removed(state: &ControlState, node: NodeId) -> bool {
+pub(crate) fn is_removed(state: &ControlState, node: NodeId) -> bool {
     node < state.next_node() && !state.nodes().contains_key(&node)
 }
 

@@ -175,16 +175,17 @@ impl Attempt {
     fn waits(&self, view: View<'_>, shard: &ShardRecord) -> bool {
         let now = view.now.steady;
         if Self::is_early(shard) {
-            // Each member that is not proven dead may have entries that clients were answered (rule 20). Once the lease is over, only
-            // those that work are waited for: they answered no sooner.
-            let free = granted_until(self.began, self.lease(view, shard));
+            // Each member that is not proven dead may have entries that clients were answered (rule 20). Once no lease can hold any more,
+            // only those whose nodes work are waited for: until then these may not have been allowed to answer.
+            let leased_until = granted_until(self.began, self.lease(view, shard));
             let is_missing = |member: &ReplicaId| {
                 let node = view.node_record_of(shard, *member);
                 !self.answers.contains_key(member)
                     && node.is_some_and(|node| node.dead < node.life)
-                    && (now < free || view.is_well(shard, *member))
+                    && (now < leased_until || view.is_well(shard, *member))
             };
-            return now < free.plus(view.settings.wait) && Self::sealed(view, shard).iter().any(is_missing);
+            let until = leased_until.plus(view.settings.wait);
+            return now < until && Self::sealed(view, shard).iter().any(is_missing);
         }
         if self.wish.cause == Cause::NotLed {
             // Another one is to lead, if one of them can.

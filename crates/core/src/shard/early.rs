@@ -55,9 +55,11 @@ impl Shard {
         self.early.is_some() && self.early_upto().is_none() && self.release.has_early(stored)
     }
 
-    /// Whether something other than an answer of an asynchronous service waits until an entry is committed.
-    pub(crate) fn waits_for_commit(&self) -> bool {
+    /// Whether something waits for the backups: anything but an answer for which this replica's disk suffices.
+    pub(crate) fn waits_for_backups(&self) -> bool {
+        let acks = self.replica.as_ref().map(|replica| replica.config().acks());
         self.early.is_none()
+            || acks != Some(1)
             || self.release.waits_for_commit()
             || !self.jobs.queue.is_empty()
             || self.suspicion.is_busy()

@@ -361,8 +361,8 @@ impl Default for ReplicaSettings {
 }
 
 impl ReplicaSettings {
-    /// Returns the next time at which entries leave that wait for others. It is the same for all shards of a node.
-    pub(super) fn next_pace(&self, now: Time) -> Time {
+    /// Returns the next time at which entries leave that stay for a while. It is the same for all shards of a node.
+    pub(super) fn next_departure(&self, now: Time) -> Time {
         let pace = self.pace.0.min(self.max_lag.0 / 4).max(1);
         Time((now.0 / pace + 1).saturating_mul(pace))
     }

@@ -55,7 +55,7 @@ pub(super) struct Leading {
     /// The deletions that found nothing and have no answer yet.
     vain: BTreeSet<CallToken>,
     beats_at: Time,
-    /// The time at which the entries leave that wait for others, of an epoch that answers early; `None` if there are none.
+    /// The time at which the entries leave that stay for a while; `None` if there are none.
     sends_at: Option<Time>,
     /// The primaries before it of which it is not known that their processes have outlived all that they handled.
     doubted: BTreeMap<ReplicaId, Life>,
@@ -498,19 +498,17 @@ impl ShardReplica {
     pub(super) fn send(&mut self, now: Now, out: &mut Vec<Effect>) {
         let Role::Leads(leading) = &mut self.role else { return };
         let (table, commit) = (self.replica.table(), leading.shard.commit());
-        // Clients that wait for this replica's disk alone do not wait for these: a backup has as much work with a frame of one entry as
-        // with one of many.
-        let acks = self.record.as_ref().map_or(0, |record| record.config.acks());
-        let is_urgent = acks != 1 || leading.shard.waits_for_commit() || leading.reads.waits_for_commit();
-        let waits =
-            !is_urgent && leading.sends_at.is_none_or(|at| now.steady < at) && self.settings.pace > Micros(0);
+        // Entries for which nothing waits stay for a while: a backup has as much work with a frame of one entry as with one of many.
+        let is_urgent = leading.shard.waits_for_backups() || leading.reads.waits_for_commit();
+        let is_due = leading.sends_at.is_some_and(|at| at <= now.steady) || self.settings.pace == Micros(0);
+        let waits = !is_urgent && !is_due;
         let sends_at = leading.sends_at.take();
         for (&to, stream) in &mut leading.streams {
             if waits
                 && let Some(unsent) = stream.unsent(table.last().index, |index| self.tail.bytes_to(index))
                 && unsent < self.settings.stream.frame
             {
-                leading.sends_at = sends_at.or_else(|| Some(self.settings.next_pace(now.steady)));
+                leading.sends_at = sends_at.or_else(|| Some(self.settings.next_departure(now.steady)));
                 continue;
             }
             while let Some(outgoing) = stream.poll(table, commit, u64::MAX, |index| self.tail.bytes_to(index))

@@ -136,7 +136,7 @@ impl<E: Env> Worker<E> {
                 self.code.stop();
                 for slot in 0..self.shards.len() as u32 {
                     self.shards[slot as usize].replica.hurry();
-                    self.handled(shared, now, slot, 0);
+                    self.touch(slot);
                 }
             }
         }

@@ -517,8 +517,7 @@ impl<E: Env> Worker<E> {
 
     /// Performs the effects of an input that a replica has handled, which has taken so many bytes from the inbox.
     fn handled(&mut self, shared: &Shared<E>, now: Time, slot: u32, left_inbox: i64) {
-        let Slot { id, replica, is_moved, serves, published, is_replicated, is_touched, .. } =
-            &mut self.shards[slot as usize];
+        let Slot { id, replica, is_moved, serves, published, .. } = &mut self.shards[slot as usize];
         let is_active = replica.shard().is_some_and(Shard::is_active);
         let begins = !std::mem::replace(serves, is_active) && is_active;
         let id = *id;
@@ -532,15 +531,21 @@ impl<E: Env> Worker<E> {
         if !std::mem::replace(is_moved, true) {
             self.moved.push(slot);
         }
-        if *is_replicated && !std::mem::replace(is_touched, true) {
-            self.replicated.push(slot);
-        }
+        self.touch(slot);
         // Before the effects are performed: a client that gets its answer must find the space that its call has
         // released.
         self.note_waiting(shared, [bytes.0 - before.0, bytes.1 - before.1 - left_inbox, 0]);
         self.perform(shared, now, slot);
         if begins {
             self.retry_now(now, id);
+        }
+    }
+
+    /// Lets a replica that has peers send what they lack at the end of the turn.
+    fn touch(&mut self, slot: u32) {
+        let Slot { is_replicated, is_touched, .. } = &mut self.shards[slot as usize];
+        if *is_replicated && !std::mem::replace(is_touched, true) {
+            self.replicated.push(slot);
         }
     }
 
@@ -640,10 +645,8 @@ impl<E: Env> Worker<E> {
     fn touch_due(&mut self, now: Time) {
         self.renew_deadlines();
         for slot in 0..self.shards.len() as u32 {
-            let Slot { is_replicated, is_touched, .. } = &mut self.shards[slot as usize];
-            let is_due = *is_replicated && self.deadlines.is_due(slot, now);
-            if is_due && !std::mem::replace(is_touched, true) {
-                self.replicated.push(slot);
+            if self.deadlines.is_due(slot, now) {
+                self.touch(slot);
             }
         }
     }

@@ -113,7 +113,7 @@ fn measure(series: &Series, nodes: &mut Nodes, report: &mut Report) -> Result<()
 /// Loses a node, and brings it back.
 fn one(runtime: &Runtime, nodes: &mut Nodes, series: &Series, times: &mut Times) -> Result<(), Failure> {
     let (fault, places) = (series.fault, nodes.spread(series.acks)?);
-    let leader = nodes.leader();
+    let leader = nodes.leader_seen_by(0);
     let leads = |node: usize| places.iter().filter(|place| place.primary == node).count();
     let candidates = (0..nodes.len()).filter(|node| match fault {
         Fault::Kill | Fault::Stop | Fault::Cut => Some(*node) != leader,
@@ -126,14 +126,14 @@ fn one(runtime: &Runtime, nodes: &mut Nodes, series: &Series, times: &mut Times)
         places.iter().filter(|place| place.primary == victim).map(|place| place.shard).collect();
     let calls = Calls::begin(runtime, nodes, victim, &led, places.len())?;
     std::thread::sleep(BEFORE);
-    let (led_before, leader_before) = (nodes.led_by(victim)?, nodes.leader_seen_by_others(victim));
+    let (led_before, leader_before) = (nodes.led_by(victim)?, nodes.leader_seen_by(nodes.beside(victim)));
     let at = match fault {
         Fault::Kill | Fault::KillLeader => nodes.kill(victim)?,
         Fault::Stop => nodes.pause(victim)?,
         Fault::Cut => nodes.cut(victim),
     };
     let answered = calls.until_all(at);
-    let (led_after, leader_after) = (nodes.led_by(victim), nodes.leader_seen_by_others(victim));
+    let (led_after, leader_after) = (nodes.led_by(victim), nodes.leader_seen_by(nodes.beside(victim)));
     if matches!(fault, Fault::Stop | Fault::Cut) {
         std::thread::sleep(LONGER);
     }

@@ -21,6 +21,7 @@ use std::thread;
 const WORKLOAD: &str = "cluster";
 /// Shards of `kv`, the same number as in `stead start`.
 const SHARDS: u32 = 16;
+/// The end of the names of figures of a service of one shard.
 const ONE_SHARD: &str = ", one shard";
 /// Callers over shared connections that show what the nodes can do without a system call for each request.
 const MANY: u32 = 1024;
@@ -74,7 +75,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     let one = target.some_writes(report, ", W = 1")?;
     let stale = target.staleness(report, ", W = 1")?;
     report.dial(row("1 of 3 (asynchronous)", &one, stale, "the age of the backups' state, at most max_lag"));
-    asynchronous(report, "", &one, &majority);
+    compare_asynchronous(report, "", &one, &majority);
     failover::asynchronous(args, &mut nodes, report)?;
 
     nodes.set_dial("acks=2")?;
@@ -98,12 +99,12 @@ fn one_shard(args: &BenchArgs, dir: &Path, report: &mut Report) -> Result<(), Fa
     nodes.set_dial("acks=1")?;
     nodes.settled(1)?;
     let one = target.some_writes(report, ", one shard, W = 1")?;
-    asynchronous(report, ONE_SHARD, &one, &majority);
+    compare_asynchronous(report, ONE_SHARD, &one, &majority);
     Ok(())
 }
 
 /// Compares the writes of an asynchronous service to those of a synchronous one.
-fn asynchronous(report: &mut Report, of: &str, one: &[Medians; 3], majority: &[Medians; 3]) {
+fn compare_asynchronous(report: &mut Report, of: &str, one: &[Medians; 3], majority: &[Medians; 3]) {
     let latency = one[0].p50_ms / majority[0].p50_ms;
     let name = format!("p50 of 1 client, W = 1 over majority{of}");
     report.add(WORKLOAD, name, "", &[latency], Some(Goal::AtMost(0.6)));

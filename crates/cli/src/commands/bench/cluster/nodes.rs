@@ -65,14 +65,14 @@ impl Nodes {
         (0..self.0.len()).filter_map(|node| self.0.pid(node)).collect()
     }
 
-    fn server(&self) -> Server {
-        ServerArgs { addr: self.0.addresses(0).http.to_string(), timeout_ms: 10_000 }.server()
+    fn server(&self, node: usize) -> Server {
+        ServerArgs { addr: self.0.addresses(node).http.to_string(), timeout_ms: 10_000 }.server()
     }
 
     pub(super) fn set_dial(&self, dial: &str) -> Result<(), Failure> {
         let (begun, path) = (Instant::now(), format!("/v1/cluster/services/{SERVICE}/dial?{dial}"));
         loop {
-            match self.server().post(&path, "", &[]) {
+            match self.server(0).post(&path, "", &[]) {
                 Ok(_) => return Ok(()),
                 Err(failure) if begun.elapsed() > WAIT_MAX => return Err(failure),
                 // A node that has just joined may not know the service's dial yet.
@@ -85,7 +85,7 @@ impl Nodes {
     pub(super) fn settled(&self, acks: u64) -> Result<Vec<Place>, Failure> {
         let begun = Instant::now();
         loop {
-            let status = self.server().get("/v1/cluster").map(|answer| answer.body).unwrap_or_default();
+            let status = self.server(0).get("/v1/cluster").map(|answer| answer.body).unwrap_or_default();
             if let Some(places) = places(&status, acks) {
                 return Ok(places);
             }
@@ -103,36 +103,29 @@ impl Nodes {
             let node = at % self.len();
             if node != primary {
                 let path = format!("/v1/cluster/shards/{shard}/failover?force=false&to={}", node + 1);
-                self.server().post(&path, "", &[])?;
+                self.server(0).post(&path, "", &[])?;
             }
         }
         self.settled(acks)
     }
 
-    /// Returns the shards that a node leads, as the others see it.
+    /// Returns another node than this one.
+    pub(super) fn beside(&self, node: usize) -> usize {
+        (node + 1) % self.len()
+    }
+
+    /// Returns the shards that a node leads, as another one sees it.
     pub(super) fn led_by(&self, node: usize) -> Result<BTreeSet<u32>, Failure> {
-        let other = self.0.addresses((node + 1) % self.len()).http.to_string();
-        let status = ServerArgs { addr: other, timeout_ms: 10_000 }.server().get("/v1/cluster")?.body;
+        let status = self.server(self.beside(node)).get("/v1/cluster")?.body;
         let shards = status["shards"].as_array().into_iter().flatten();
         let led =
             shards.filter(|shard| shard["service"] == SERVICE && position(&shard["primary"]) == Some(node));
         Ok(led.filter_map(|shard| u32::try_from(shard["shard"].as_u64()?).ok()).collect())
     }
 
-    /// Returns the position of the node that leads the control plane, as the first one sees it.
-    pub(super) fn leader(&self) -> Option<usize> {
-        self.leader_seen_by(0)
-    }
-
-    /// Returns the same as one of the others sees it.
-    pub(super) fn leader_seen_by_others(&self, node: usize) -> Option<usize> {
-        self.leader_seen_by((node + 1) % self.len())
-    }
-
-    fn leader_seen_by(&self, node: usize) -> Option<usize> {
-        let addr = self.0.addresses(node).http.to_string();
-        let server = ServerArgs { addr, timeout_ms: 10_000 }.server();
-        position(&server.get("/v1/cluster").ok()?.body["leader"])
+    /// Returns the position of the node that leads the control plane, as a node sees it.
+    pub(super) fn leader_seen_by(&self, node: usize) -> Option<usize> {
+        position(&self.server(node).get("/v1/cluster").ok()?.body["leader"])
     }
 
     /// Sends a node SIGKILL, waits for its end, and returns the time right before it.

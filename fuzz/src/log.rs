@@ -119,8 +119,14 @@ fn highest_mark(segment: &[u8], id: u64) -> u64 {
     highest
 }
 
+/// Returns the name of a log's first segment; names sort as their numbers do.
+fn first_segment(files: &[(String, Vec<u8>)]) -> Option<&str> {
+    files.iter().map(|(path, _)| path.as_str()).filter(|path| path.ends_with(".log")).min()
+}
+
 /// Opens a possible log. If it is refused, it must be unchanged; otherwise it must open again with the same records and
-/// accept new ones.
+/// accept new ones. Only the segments that the log no longer needs by its own word may be missing then: the first
+/// opening shows those that are there, and releases them.
 fn open_twice(disk: &SimDisk) -> Option<Vec<Record>> {
     let before = files(disk);
     let Ok((wal, seen)) = open(disk, options()) else {
@@ -128,15 +134,21 @@ fn open_twice(disk: &SimDisk) -> Option<Vec<Record>> {
         return None;
     };
     drop(wal);
+    let begins_later = first_segment(&files(disk)) > first_segment(&before);
     let (mut wal, again) = open(disk, options()).expect("what was opened opens again");
-    assert!(again == seen, "a second opening shows {} records after {}", again.len(), seen.len());
+    assert!(
+        again == seen || begins_later && seen.ends_with(&again),
+        "a second opening shows {} records after {}",
+        again.len(),
+        seen.len()
+    );
     let record = (1, u64::MAX, 77, b"appended".to_vec());
     wal.append(&[batch(&record)]).expect("the disk has room");
     wal.sync().expect("the disk is well");
     drop(wal);
     let (_, more) = open(disk, options()).expect("what was written opens");
     assert!(
-        more[..seen.len()] == seen && more[seen.len()..] == [record],
+        more[..again.len()] == again && more[again.len()..] == [record],
         "the appended record follows the others"
     );
     Some(seen)

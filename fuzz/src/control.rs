@@ -70,6 +70,7 @@ pub(crate) fn sample_commands() -> Vec<Command> {
         epoch: Epoch(2),
         table: table.clone(),
         active: Epoch(1),
+        is_folding: false,
     };
     let config = EpochConfig::parse(Epoch(2), vec![one, two], 2, two).expect("a valid configuration");
     let (expected, life, lease, seals) = (Epoch(1), Life(1), Micros(0), vec![seal(one), seal(two)]);
@@ -133,7 +134,7 @@ pub(crate) fn sample_messages() -> (Vec<Fact>, Vec<Request>) {
     }];
     let report = NodeReport { node, start, stalled: Micros(0), peers, shards, shards_known: None };
     let (life, epoch, table, active) = (Life(1), Epoch(2), EpochTable::default(), Epoch(1));
-    let answer = SealAnswer { replica, life, epoch, table, active };
+    let answer = SealAnswer { replica, life, epoch, table, active, is_folding: false };
     let facts = vec![
         Fact::Hello(hello),
         Fact::Report(report),

@@ -186,7 +186,8 @@ impl World {
                     assert!(held.promised <= seal.epoch, "no other leader seals here");
                     (held.promised, held.leads) = (seal.epoch, None);
                     let (table, active) = (held.table.clone(), held.active);
-                    let answer = SealAnswer { replica, life: Life(1), epoch: seal.epoch, table, active };
+                    let (epoch, life, is_folding) = (seal.epoch, Life(1), false);
+                    let answer = SealAnswer { replica, life, epoch, table, active, is_folding };
                     answers.push(Fact::Sealed(shard, answer));
                 }
                 answers.iter().for_each(|fact| self.pass(fact));

@@ -392,7 +392,8 @@ fn the_best_log_is_given_up_if_its_replica_cannot_lead_and_nothing_in_it_is_comm
     let (one, two) = (ReplicaId(1), ReplicaId(2));
     let table = fake.nodes[&node].replicas[&(shard, one)].table.clone();
     let (epoch, life, active) = (Epoch(2), Life(1), Epoch(1));
-    let seals = vec![SealAnswer { replica: one, life, epoch, table: table.clone(), active }];
+    let seals =
+        vec![SealAnswer { replica: one, life, epoch, table: table.clone(), active, is_folding: false }];
     let config = EpochConfig::parse(epoch, vec![one, two], 2, one).unwrap();
     let takeover = Takeover { expected: Epoch(1), config, life, lease: Micros(0), seals };
     let (cause, noticed, is_forced) = (Cause::Operator, fake.now.wall, false);
@@ -564,6 +565,18 @@ fn a_replica_that_could_not_lead_is_not_chosen_again_if_another_can() {
     fake.controller.handle(fake.now, Fact::CannotLead { shard: ShardId(0), epoch: Epoch(1) });
     fake.run_until(|fake| fake.causes() == BTreeSet::from([Cause::NotLed]) && fake.is_settled());
     assert_eq!(fake.leader(0), A);
+}
+
+#[test]
+fn a_replica_whose_state_is_being_folded_leads_only_if_no_other_can() {
+    for (folding, primaries) in [(vec![B], [(B, 4), (C, 8)]), (vec![B, C], [(B, 6), (C, 6)])] {
+        let mut fake = Fake::new(3);
+        fake.create(12, THREE);
+        folding.iter().for_each(|node| fake.nodes.get_mut(node).unwrap().is_folding = true);
+        fake.kill(A);
+        fake.run_until(|fake| fake.all_led_but_by(A));
+        assert_eq!(fake.primaries(), BTreeMap::from(primaries), "{folding:?}");
+    }
 }
 
 #[test]

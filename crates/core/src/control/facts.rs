@@ -312,7 +312,10 @@ mod tests {
             Fact::Closed(node),
             Fact::Refused(node),
             Fact::Dead(node, Life(4)),
-            Fact::Sealed(shard, SealAnswer { replica, life: Life(2), epoch, table, active: Epoch(8) }),
+            Fact::Sealed(
+                shard,
+                SealAnswer { replica, life: Life(2), epoch, table, active: Epoch(8), is_folding: true },
+            ),
             Fact::Superseded { shard, promised: epoch },
             Fact::CannotLead { shard, epoch },
             Fact::Deleted(shard, replica),

@@ -38,6 +38,8 @@ pub(super) struct FakeNode {
     pub(super) is_up: bool,
     /// Its disk hangs: it answers no seal.
     pub(super) stalled: Micros,
+    /// The states of its replicas are being folded.
+    pub(super) is_folding: bool,
     /// The time at which leases that it granted are over.
     pub(super) granted: Time,
     pub(super) replicas: BTreeMap<(ShardId, ReplicaId), FakeReplica>,
@@ -93,6 +95,7 @@ impl Fake {
             start,
             is_up: true,
             stalled: Micros(0),
+            is_folding: false,
             granted: Time(0),
             replicas,
             known: None,
@@ -229,8 +232,9 @@ impl Fake {
                     if seal.lease > Micros(0) && fake.granted > self.now.steady {
                         continue;
                     }
-                    let (table, active) = (sealed.table.clone(), sealed.active);
-                    let answer = SealAnswer { replica, life: fake.life, epoch: seal.epoch, table, active };
+                    let (table, active, epoch) = (sealed.table.clone(), sealed.active, seal.epoch);
+                    let (life, is_folding) = (fake.life, fake.is_folding);
+                    let answer = SealAnswer { replica, life, epoch, table, active, is_folding };
                     self.controller.handle(self.now, Fact::Sealed(shard, answer));
                 }
             }

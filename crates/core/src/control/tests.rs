@@ -60,7 +60,7 @@ fn seal(replica: u64, epoch: u64, log: &[u64]) -> SealAnswer {
         table.push(LogPoint { epoch: Epoch(*epoch), index: Index(index) });
     }
     let (replica, epoch) = (ReplicaId(replica), Epoch(epoch));
-    SealAnswer { replica, life: Life(1), epoch, table, active: Epoch(0) }
+    SealAnswer { replica, life: Life(1), epoch, table, active: Epoch(0), is_folding: false }
 }
 
 /// An epoch that begins behind the one before it; its first member leads.
@@ -522,7 +522,7 @@ fn changes_are_spread_over_commands_within_their_bounds() {
     (1..=3_000).for_each(|at| table.push(LogPoint { epoch: Epoch(at), index: Index(at) }));
     let config = EpochConfig::parse(Epoch(4_000), vec![ReplicaId(1)], 1, ReplicaId(1)).unwrap();
     let (life, lease, epoch, active) = (Life(1), Micros(0), Epoch(4_000), Epoch(1));
-    let seals = vec![SealAnswer { replica: ReplicaId(1), life, epoch, table, active }];
+    let seals = vec![SealAnswer { replica: ReplicaId(1), life, epoch, table, active, is_folding: false }];
     let takeover = Takeover { expected: Epoch(1), config, life, lease, seals };
     let (cause, noticed, is_forced) = (Cause::Silent, Time(5), false);
     let large = |at| {

@@ -129,7 +129,14 @@ mod tests {
     fn answer(replica: u64) -> SealAnswer {
         let mut table = EpochTable::new(at(1, 7));
         [at(1, 8), at(3, 9)].into_iter().for_each(|point| table.push(point));
-        SealAnswer { replica: ReplicaId(replica), life: Life(2), epoch: Epoch(4), table, active: Epoch(3) }
+        SealAnswer {
+            replica: ReplicaId(replica),
+            life: Life(2),
+            epoch: Epoch(4),
+            table,
+            active: Epoch(3),
+            is_folding: false,
+        }
     }
 
     fn history() -> History {

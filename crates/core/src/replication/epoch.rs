@@ -111,4 +111,8 @@ pub struct SealAnswer {
     /// The highest epoch that it knows to be active; 0 if it knows none.
     #[n(4)]
     pub active: Epoch,
+    /// Its state is being folded from the log, or has to be: it can lead only after that.
+    #[n(5)]
+    #[cbor(default)]
+    pub is_folding: bool,
 }

@@ -537,7 +537,7 @@ mod tests {
         let mut table = EpochTable::default();
         let points = (1..).zip(log).map(|(at, epoch)| LogPoint { epoch: Epoch(*epoch), index: Index(at) });
         points.for_each(|point| table.push(point));
-        SealAnswer { replica, life: Life(1), epoch: Epoch(epoch), table, active: Epoch(0) }
+        SealAnswer { replica, life: Life(1), epoch: Epoch(epoch), table, active: Epoch(0), is_folding: false }
     }
 
     fn takeover(expected: u64, config: EpochConfig, seals: &[SealAnswer]) -> Takeover {

@@ -486,6 +486,7 @@ impl Replica {
                 epoch: seal.epoch,
                 table: self.table.clone(),
                 active: self.active,
+                is_folding: false,
             }));
         }
     }

@@ -34,7 +34,7 @@ use crate::durability::Durability;
 use crate::entry::Entry;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, StepRun, Time};
 use crate::records::Piece;
-use crate::replication::epoch::EpochRecord;
+use crate::replication::epoch::{EpochRecord, SealAnswer};
 use crate::replication::lease::Grants;
 use crate::replication::replica::{Action, AppendHead, InvalidAppend, Replica};
 use crate::replication::stream::Stream;
@@ -635,7 +635,11 @@ impl ShardReplica {
                     Source::Peer(to) => Effect::Send { to, frame: Frame::Refuse { epoch, promised } },
                     Source::Control => Effect::Superseded { epoch, promised },
                 }),
-                Action::Sealed(answer) => out.replica.push(Effect::Sealed(answer)),
+                Action::Sealed(answer) => {
+                    let is_folding =
+                        matches!(self.role, Role::Rebuilds) || self.lacks_entries(Index(u64::MAX));
+                    out.replica.push(Effect::Sealed(SealAnswer { is_folding, ..answer }));
+                }
                 Action::Deposed(epoch) => self.step_down(epoch, &mut out.replica),
             }
         }

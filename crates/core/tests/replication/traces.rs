@@ -13,7 +13,7 @@ use stead_core::ids::{
     SessionId, Time,
 };
 use stead_core::key::Key;
-use stead_core::replication::epoch::{Ask, EpochRecord, Mark};
+use stead_core::replication::epoch::{Ask, EpochRecord, Mark, Seal};
 use stead_core::replication::lease::Grants;
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint, Losses};
@@ -203,6 +203,30 @@ fn a_primary_folds_what_a_start_left_in_the_log_up_to_its_base() {
         assert_eq!(replica.replica().leads(), Some(Epoch(5)));
         assert_eq!(replica.replica().table().last(), at(5, base + 1));
     }
+}
+
+/// The control plane prefers another primary: this one would lead only once it has its state.
+#[test]
+fn a_seal_is_answered_with_whether_the_state_is_being_folded() {
+    let is_folding = |replica: &mut ShardReplica, epoch| {
+        let effects = give_and_sync(replica, Input::Seal(Seal { epoch: Epoch(epoch), lease: Micros(0) }));
+        let answer = effects.into_iter().find_map(|effect| match effect {
+            Effect::Sealed(answer) => Some(answer),
+            _ => None,
+        });
+        answer.expect("the seal is answered").is_folding
+    };
+    let mut deposed = rebuilds();
+    assert!(is_folding(&mut deposed, 3));
+    give(&mut deposed, rebuilt(1, &[]));
+    assert!(!is_folding(&mut deposed, 4));
+
+    let log = log(&[1, 2]);
+    let mut started = left_in_the_log(ONE, &log);
+    assert!(is_folding(&mut started, 3));
+    give(&mut started, lead(4, at(1, 1), &[ONE, TWO, THREE]));
+    give_and_sync(&mut started, rebuilt(1, &log[..1]));
+    assert!(!is_folding(&mut started, 5), "it has led");
 }
 
 /// Entries that were left in the log are not known to be committed, so another primary may cut them.

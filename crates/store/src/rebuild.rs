@@ -35,7 +35,7 @@ pub struct Rebuild {
 
 impl Rebuild {
     /// Bytes of entries that one step folds at most, besides an entry.
-    pub const STEP_BYTES: u64 = 1 << 20;
+    pub const STEP_BYTES: u64 = 256 << 10;
 
     /// Loads the newest snapshot that `table`, the log of the shard's replica, has at or below `upto`, up to which the state is to be folded.
     ///

@@ -37,7 +37,7 @@ use crate::routes::Routes;
 use crate::shared::Shared;
 use deadlines::Deadlines;
 pub(crate) use rebuilding::Stored;
-use rebuilding::Unread;
+use rebuilding::{Rebuilding, Unread};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -50,7 +50,6 @@ use stead_core::replication::epoch::EpochRecord;
 use stead_core::shard::{Input, Shard};
 use stead_core::shard_replica::{self, Effects, ShardReplica, Watched};
 use stead_core::shrink;
-use stead_store::rebuild::Rebuild;
 use stead_store::wal::Batch;
 use taking::{Snapshotted, Taking};
 
@@ -142,8 +141,10 @@ pub struct Worker<E: Env> {
     peers: BTreeMap<NodeId, Vec<PeerMessage>>,
     /// The stored data of the replicas; `None` without any of several.
     stored_data: Option<Arc<Stored>>,
-    /// By slot, the state that is folded anew, with its number.
-    rebuilds: BTreeMap<u32, (u64, Rebuild)>,
+    /// By slot, the states that are folded anew.
+    rebuilds: BTreeMap<u32, Rebuilding>,
+    /// The slot of the one that had the last turn.
+    rebuilt_last: u32,
     /// Reads of entries for peers that wait until the log has written these.
     unread: Vec<Unread>,
     /// News for the control plane.
@@ -310,6 +311,7 @@ impl<E: Env> Worker<E> {
             peers: BTreeMap::new(),
             stored_data: None,
             rebuilds: BTreeMap::new(),
+            rebuilt_last: 0,
             unread: Vec::new(),
             news: ControlNews::default(),
             replicated: Vec::new(),

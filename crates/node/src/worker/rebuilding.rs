@@ -1,4 +1,4 @@
-//! Reads the stored data of replicas while they work: folds a state anew, a piece in each turn, and finds entries for peers that are no
+//! Reads the stored data of replicas while they work: folds states anew, a piece of one in each turn, and finds entries for peers that are no
 //! longer in memory.
 
 use super::Worker;
@@ -16,6 +16,7 @@ use stead_store::checkpoint::Belonging;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::rebuild::{Rebuild, Sources};
+use stead_store::recovery::RecoveryError;
 use stead_store::snapshots::Snapshots;
 use stead_store::wal::{Progress, WalReader};
 
@@ -29,6 +30,15 @@ pub(crate) struct Stored {
     pub(crate) belonging: Belonging,
     /// The settings of new replicas.
     pub(crate) services: Services,
+}
+
+/// A state that is folded anew.
+pub(super) struct Rebuilding {
+    /// The number of the request.
+    number: u64,
+    upto: Index,
+    /// `None` until its first turn.
+    rebuild: Option<Rebuild>,
 }
 
 /// A read of entries for a peer.
@@ -53,46 +63,68 @@ impl<E: Env> Worker<E> {
         self.recover_snapshots(shared, own);
     }
 
-    /// Begins to fold the state of a replica anew, in the place of one that is being folded.
-    pub(super) fn begin_rebuild(&mut self, shared: &Shared<E>, slot: u32, number: u64, upto: Index) {
+    /// Folds the state of a replica anew, in the place of one that is being folded.
+    pub(super) fn request_rebuild(&mut self, slot: u32, number: u64, upto: Index) {
+        self.rebuilds.insert(slot, Rebuilding { number, upto, rebuild: None });
+    }
+
+    /// Loads the snapshot from which the state of a replica is folded.
+    fn begin_rebuild(&self, slot: u32, upto: Index) -> Result<Rebuild, RecoveryError> {
         let stored = self.stored_data.as_ref().expect("only a replica of several has its state folded anew");
         let Stored { store, manifest, snapshots, log, belonging, .. } = &**stored;
         let sources =
             Sources { store: &**store, manifest: manifest.as_ref(), snapshots, log, belonging: *belonging };
         let replica = &self.shards[slot as usize].replica;
-        match Rebuild::begin(&sources, replica.shard_id(), replica.replica().table(), upto) {
-            Ok(rebuild) => {
-                self.rebuilds.insert(slot, (number, rebuild));
-            }
-            Err(error) => shared.fail(error.to_string()),
-        }
+        Rebuild::begin(&sources, replica.shard_id(), replica.replica().table(), upto)
     }
 
-    /// Reads entries that the log had not written before, and folds the next ones of each state that is folded anew; returns whether there
-    /// is more to do at once.
+    /// Reads entries that the log had not written before, and goes on with one of the states that are folded anew; returns whether there is
+    /// more to do at once.
     pub(super) fn rebuild(&mut self, shared: &Shared<E>, now: Time) -> bool {
         for Unread { slot, replica, to, head, last } in std::mem::take(&mut self.unread) {
             if self.shards[slot as usize].replica.replica().id() == replica {
                 self.read_log(shared, slot, to, head, last);
             }
         }
-        let (mut busy, mut done) = (!self.commands.is_empty(), Vec::new());
-        for (slot, (_, rebuild)) in &mut self.rebuilds {
-            match rebuild.step() {
-                Ok(Progress::More) => busy = true,
-                Ok(Progress::Done) => done.push(*slot),
-                // The log has not synced it yet: its report causes a turn.
+        // A single step in a turn, of each in its turn: a node that folds many states still answers seals and stores entries in time.
+        let mut slots: Vec<u32> = self.rebuilds.keys().copied().collect();
+        let next = slots.partition_point(|slot| *slot <= self.rebuilt_last);
+        slots.rotate_left(next);
+        for slot in slots {
+            match self.step_rebuild(slot) {
+                // The log has not synced its next entry yet: its report causes a turn.
                 Ok(Progress::Missing) => {}
+                Ok(progress) => {
+                    self.rebuilt_last = slot;
+                    if progress == Progress::Done {
+                        self.end_rebuild(shared, now, slot);
+                    }
+                    return true;
+                }
                 Err(error) => shared.fail(error.to_string()),
             }
         }
-        for slot in done {
-            let (number, rebuild) = self.rebuilds.remove(&slot).expect("found above");
-            let state = Box::new(rebuild.into_state());
-            self.give_replica(shared, now, slot, Input::Rebuilt { number, state });
-            busy = true;
+        !self.commands.is_empty()
+    }
+
+    fn step_rebuild(&mut self, slot: u32) -> Result<Progress, RecoveryError> {
+        let Rebuilding { upto, rebuild, .. } = self.rebuilds.get_mut(&slot).expect("it is being folded");
+        if let Some(rebuild) = rebuild {
+            return rebuild.step();
         }
-        busy
+        let upto = *upto;
+        let begun = self.begin_rebuild(slot, upto)?;
+        self.rebuilds.get_mut(&slot).expect("it is being folded").rebuild = Some(begun);
+        Ok(Progress::More)
+    }
+
+    /// Gives a replica its state.
+    fn end_rebuild(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        let Some(Rebuilding { number, rebuild: Some(rebuild), .. }) = self.rebuilds.remove(&slot) else {
+            unreachable!("it was folded")
+        };
+        let state = Box::new(rebuild.into_state());
+        self.give_replica(shared, now, slot, Input::Rebuilt { number, state });
     }
 
     /// Reads entries of a replica for a peer: all that one frame holds.

@@ -116,7 +116,7 @@ impl<E: Env> Worker<E> {
                         "shard {shard}: a frame of replica {from} is invalid: {reason}"
                     ));
                 }
-                Effect::Rebuild { number, upto, .. } => self.begin_rebuild(shared, slot, number, upto),
+                Effect::Rebuild { number, upto, .. } => self.request_rebuild(slot, number, upto),
                 Effect::ReadLog { to, head, last } => self.read_log(shared, slot, to, head, last),
                 Effect::SendSnapshot { to } => self.want_snapshot(shared, slot, to),
             }

@@ -48,7 +48,7 @@ impl WalReader {
 
 impl LogReader {
     /// Bytes of the log, of all its shards, that one piece reads at most, besides a batch.
-    pub const SCAN_BYTES: u64 = 4 << 20;
+    pub const SCAN_BYTES: u64 = 1 << 20;
 
     /// Reads the next piece: entries with at most `bytes_max` bytes together, but at least one if it comes past any; and no more than
     /// [`Self::SCAN_BYTES`] of the log.

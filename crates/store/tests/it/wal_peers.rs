@@ -127,8 +127,8 @@ fn one_piece_reads_a_bounded_part_of_a_long_log() {
     wal.append(&[batch(&[entry(1)])]).unwrap();
     for index in 1..=200 {
         wal.append(&[batch(&[rec(9, index, &busy)])]).unwrap();
-        // The calm shard is in each segment, so that none is passed over unread.
-        if index % 30 == 0 {
+        // The calm shard is near the beginning of each segment, so that nothing is passed over unread.
+        if index % 2 == 0 {
             let void = Rec { epoch: 1, ..rec(SHARD.0, 900 + index, b"void") };
             wal.append(&[batch(&[void])]).unwrap();
         }
@@ -147,7 +147,7 @@ fn one_piece_reads_a_bounded_part_of_a_long_log() {
     }
     assert_eq!(seen, [(1, 1), (2, 2)]);
     let wanted = (200 * (100 << 10)) / LogReader::SCAN_BYTES;
-    assert!((wanted..=wanted + 2).contains(&pieces), "{pieces} pieces, about {wanted} were expected");
+    assert!((wanted - 2..=wanted + 2).contains(&pieces), "{pieces} pieces, about {wanted} were expected");
 }
 
 /// Wherever readings pause, they show what one reading shows.

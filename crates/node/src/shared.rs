@@ -358,10 +358,12 @@ impl<E: Env> Shared<E> {
         self.replicated.of(shard)
     }
 
-    /// Returns the time for which the oldest entry has waited for the log.
+    /// Returns the longest time for which the node's write path has made no progress: the oldest entry has waited for the log, or a
+    /// worker has been stuck in a turn, outside user code.
     #[must_use]
     pub fn stalled(&self) -> Micros {
-        self.log.lag(self.now()).map_or(Micros(0), Micros::from)
+        let waited = self.log.lag(self.now()).unwrap_or_default();
+        Micros::from(waited.max(self.watchdog.stuck()))
     }
 
     /// Returns the desk where work is left for the log.

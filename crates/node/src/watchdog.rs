@@ -130,11 +130,22 @@ impl Probe {
 pub(crate) struct Watchdog {
     stop: Mutex<bool>,
     news: Condvar,
+    /// See [`Self::stuck`], in microseconds.
+    stuck: AtomicU64,
 }
 
 impl Watchdog {
+    /// The longest time between two looks.
+    const PERIOD_MAX: Duration = Duration::from_millis(100);
+
     pub(crate) fn new() -> Self {
-        Self { stop: Mutex::new(false), news: Condvar::new() }
+        Self { stop: Mutex::new(false), news: Condvar::new(), stuck: AtomicU64::new(0) }
+    }
+
+    /// Returns the longest time for which a worker has got no further in a turn, outside user code, which has a limit of its own: a
+    /// disk that it reads from may hang.
+    pub(crate) fn stuck(&self) -> Duration {
+        Duration::from_micros(self.stuck.load(Ordering::Relaxed))
     }
 
     pub(crate) fn stop(&self) {
@@ -145,9 +156,10 @@ impl Watchdog {
     /// Reads the probes until the node ends.
     pub(crate) fn run(&self, probes: &[(Arc<Probe>, Limit)], topology: &Topology) {
         let shortest = probes.iter().map(|(_, limit)| limit.time).min().unwrap_or_default();
-        let period = (shortest / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let period = (shortest / 8).clamp(Duration::from_millis(5), Self::PERIOD_MAX);
         let mut seen: Vec<(u64, Instant)> = probes.iter().map(|_| (0, Instant::now())).collect();
         let mut turns: Vec<Hold> = probes.iter().map(|_| Hold::default()).collect();
+        let mut strides: Vec<Stride> = probes.iter().map(|_| Stride::default()).collect();
         loop {
             let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
             if *stop {
@@ -166,6 +178,9 @@ impl Watchdog {
                     abort(&probe.describe(topology), *limit);
                 }
             }
+            let looks = probes.iter().zip(&mut strides).map(|((probe, _), stride)| stride.look(probe));
+            let stuck = period * looks.max().unwrap_or_default();
+            self.stuck.store(stuck.as_micros() as u64, Ordering::Relaxed);
             for (worker, ((probe, limit), hold)) in probes.iter().zip(&mut turns).enumerate() {
                 if hold.is_over(probe.turns.load(Ordering::Acquire), limit.time) {
                     events::warn(format_args!(
@@ -177,6 +192,25 @@ impl Watchdog {
                 }
             }
         }
+    }
+}
+
+/// The watchdog's view of what a worker does within a turn.
+#[derive(Default)]
+struct Stride {
+    turns: u64,
+    calls: u64,
+    /// Looks since the last change: a time would count the pauses of the whole process.
+    looks: u32,
+}
+
+impl Stride {
+    /// Returns the number of looks at which a worker was seen at the same place of a turn, outside user code.
+    fn look(&mut self, probe: &Probe) -> u32 {
+        let (turns, calls) = (probe.turns.load(Ordering::Acquire), probe.calls());
+        let is_same = (turns, calls) == (self.turns, self.calls) && turns % 2 == 1 && calls % 2 == 0;
+        *self = Self { turns, calls, looks: if is_same { self.looks + 1 } else { 0 } };
+        self.looks
     }
 }
 
@@ -218,6 +252,21 @@ fn abort(process: &str, limit: Limit) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_is_stuck_that_gets_no_further_outside_user_code() {
+        let (probe, mut stride) = (Probe::default(), Stride::default());
+        assert_eq!((stride.look(&probe), stride.look(&probe)), (0, 0), "it sleeps");
+        probe.step_turn();
+        assert_eq!((stride.look(&probe), stride.look(&probe), stride.look(&probe)), (0, 1, 2));
+        probe.step();
+        assert_eq!((stride.look(&probe), stride.look(&probe)), (0, 0), "user code has its own limit");
+        probe.leave();
+        assert_eq!((stride.look(&probe), stride.look(&probe)), (0, 1), "it has ended");
+        probe.step_turn();
+        probe.step_turn();
+        assert_eq!(stride.look(&probe), 0, "another turn");
+    }
 
     #[test]
     fn a_turn_that_lasts_too_long_is_reported_once() {

@@ -62,8 +62,8 @@ pub struct NodeReport {
     /// The number of its start. A report counts once the start is registered.
     #[n(1)]
     pub start: StartId,
-    /// The longest time for which something has waited in the node's write path: a batch that is not synced, or an input that no
-    /// worker has taken. Heartbeats do not pass there, so that only this shows a hung disk.
+    /// The longest time for which the node's write path has made no progress: a batch is not synced, or a worker is stuck in a turn.
+    /// Heartbeats do not pass there, so that only this shows a hung disk.
     #[n(2)]
     pub stalled: Micros,
     /// All peers.

@@ -384,8 +384,9 @@ impl Attempt {
             // One that could not lead comes last.
             let has_failed = self.wish.cause == Cause::NotLed && replica == old;
             let load = view.node_of(shard, replica).map(|node| loads.of(node).primaries);
-            // One whose state is being folded leads only after that, which may take seconds.
-            (has_failed, !is_wished, answer.is_folding, load, replica != judgement.winner, replica)
+            // One whose state is being folded leads only after that, which may take seconds: only an operator may want that.
+            let is_late = answer.is_folding && self.wish.cause != Cause::Operator;
+            (has_failed, is_late, !is_wished, answer.is_folding, load, replica != judgement.winner, replica)
         };
         let primary = answers.iter().filter(leads).min_by_key(rank)?;
         let dial = view.state.dial_of(id)?;

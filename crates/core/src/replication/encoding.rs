@@ -162,6 +162,15 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_of_an_older_version_has_its_state() {
+        let mut bytes = encode_value(&SealAnswer { is_folding: true, ..answer(1) }).to_vec();
+        // An array of one element less.
+        assert_eq!((bytes[0], bytes.pop()), (0x86, Some(0xf5)));
+        bytes[0] = 0x85;
+        assert_eq!(decode_value::<SealAnswer>(&bytes).unwrap(), answer(1));
+    }
+
+    #[test]
     fn what_no_log_could_be_is_refused() {
         let table = |base: LogPoint, lasts: &[LogPoint]| {
             decode_value::<EpochTable>(&encode_value(&(base, lasts.to_vec()))).is_ok()

@@ -230,6 +230,12 @@ impl ShardReplica {
         }
     }
 
+    /// Whether it is to lead as soon as its state has been folded.
+    #[must_use]
+    pub fn waits_to_lead(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Returns the state if all of it is committed: it may be read as a stale one.
     #[must_use]
     pub fn committed_state(&self) -> Option<&State> {

@@ -63,7 +63,7 @@ impl<E: Env> Worker<E> {
         self.recover_snapshots(shared, own);
     }
 
-    /// Folds the state of a replica anew, in the place of one that is being folded.
+    /// Lets the state of a replica be folded anew, in the place of one that is being folded.
     pub(super) fn request_rebuild(&mut self, slot: u32, number: u64, upto: Index) {
         self.rebuilds.insert(slot, Rebuilding { number, upto, rebuild: None });
     }
@@ -86,10 +86,14 @@ impl<E: Env> Worker<E> {
                 self.read_log(shared, slot, to, head, last);
             }
         }
-        // A single step in a turn, of each in its turn: a node that folds many states still answers seals and stores entries in time.
+        // A snapshot of the primary may have come in the place of the state.
+        self.rebuilds.retain(|slot, _| self.shards[*slot as usize].replica.state().is_none());
+        // One step in a turn: a node that folds many states still answers seals and stores entries in time. Shards that have no primary
+        // meanwhile come first, and else one after the other.
         let mut slots: Vec<u32> = self.rebuilds.keys().copied().collect();
         let next = slots.partition_point(|slot| *slot <= self.rebuilt_last);
         slots.rotate_left(next);
+        slots.sort_by_key(|slot| !self.shards[*slot as usize].replica.waits_to_lead());
         for slot in slots {
             match self.step_rebuild(slot) {
                 // The log has not synced its next entry yet: its report causes a turn.

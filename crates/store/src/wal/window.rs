@@ -23,7 +23,11 @@ impl Window {
 
     /// Returns the segment's header, or the existing part of it.
     pub(crate) fn header(&mut self, file: &dyn DiskFile, end: usize) -> io::Result<&[u8]> {
-        self.bytes(file, 0, BLOCK.min(end), end)
+        // Not a whole piece: what is read next may be far behind it.
+        self.bytes.resize(BLOCK.min(end), 0);
+        self.from = 0;
+        read_exact_at(file, &mut self.bytes, 0)?;
+        Ok(&self.bytes)
     }
 
     /// Returns all bytes of the possible batch at `offset`, as far as it claims bytes of the segment that ends at

@@ -22,6 +22,7 @@ use stead_core::shard::Messages;
 use stead_core::shard_replica::{self, Frame};
 use stead_core::trials::TrialKind;
 use stead_net::replica::Route;
+use stead_store::checkpoint::Belonging;
 use stead_store::checkpoint::bundle::Author;
 use stead_store::snapshots::{SnapshotName, Snapshots, Source};
 use stead_store::wal::WalOptions;
@@ -188,15 +189,22 @@ impl Cluster {
         self.nodes[&node].worker(0).unwrap().replicas().next().unwrap()
     }
 
-    /// Lets a node's log begin behind what it has committed, as if it were trimmed up to there.
-    fn trim(&mut self, node: u32) {
-        let state = self.replica(node).committed_state().unwrap();
+    /// Writes what a node has committed as a snapshot to the disk of one; returns its last entry, and loads the state.
+    fn snapshot(&self, of: u32, to: u32) -> (LogPoint, Box<State>) {
+        let state = self.replica(of).committed_state().unwrap();
         let base = LogPoint { epoch: state.position().epoch, index: state.position().index };
-        let name = SnapshotName { shard: SHARD, replica: ReplicaId(node.into()), base };
-        let author = Author { cluster: ClusterId(1), node: NodeId(node), writer: 1 };
-        let snapshots = Snapshots::new(Arc::new(self.disks[&node].clone()));
+        let name = SnapshotName { shard: SHARD, replica: ReplicaId(to.into()), base };
+        let author = Author { cluster: ClusterId(1), node: NodeId(to), writer: 1 };
+        let snapshots = Snapshots::new(Arc::new(self.disks[&to].clone()));
         let contents = (&state.header(), state.records());
         snapshots.write((Source::Own, name), author, Incarnation(1), contents).unwrap();
+        let belonging = Belonging { cluster: Some(ClusterId(1)), incarnation: Incarnation(1) };
+        (base, Box::new(snapshots.load(Source::Own, name, belonging).unwrap()))
+    }
+
+    /// Lets a node's log begin behind what it has committed, as if it were trimmed up to there.
+    fn trim(&mut self, node: u32) {
+        let (base, _) = self.snapshot(node, node);
         self.give(node, shard_replica::Input::Trimmed(base));
         self.settle();
         assert_eq!(self.replica(node).replica().table().base(), base);

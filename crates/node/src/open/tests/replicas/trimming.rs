@@ -32,6 +32,49 @@ fn own_files(cluster: &Cluster, node: u32) -> Vec<String> {
     cluster.disks[&node].list("replicas/own").unwrap_or_default()
 }
 
+/// Nothing folds that state any more, whose log is no longer there.
+#[test]
+fn a_log_is_trimmed_after_a_snapshot_has_come_in_the_place_of_a_state_that_was_to_be_folded() {
+    let mut cluster = trimming();
+    request_all(&mut cluster, 1, 1..=3);
+    // What node 1 alone has is cut in the next epoch.
+    cluster.request(1, 4, 4);
+    cluster.work(1);
+    cluster.log(1);
+    cluster.nodes[&1].shared.peers.take();
+    let sealed = cluster.seal(2);
+    assert!(sealed[&1].table.last() > sealed[&2].table.last());
+    cluster.lead(2, 2, sealed[&2].table.last());
+    let step = |cluster: &mut Cluster, nodes: &[u32]| {
+        for node in nodes {
+            cluster.work(*node);
+            cluster.log(*node);
+            cluster.carry(*node);
+        }
+    };
+    step(&mut cluster, &[2]);
+    cluster.cut_off = Some(1);
+    step(&mut cluster, &[3, 2]);
+    cluster.request(2, 5, 5);
+    step(&mut cluster, &[2, 3, 2]);
+    cluster.cut_off = None;
+    // The cut and a snapshot of the next primary, beyond the frame with the cut, reach it in one turn.
+    let (installed, state) = cluster.snapshot(2, 1);
+    let (from, epoch) = (ReplicaId(2), Epoch(2));
+    cluster.give(1, shard_replica::Input::Installed { from, epoch, base: installed, state });
+    cluster.work(1);
+    assert_eq!(base(&cluster, 1), installed);
+    cluster.connect(1, 2);
+    cluster.settle();
+    cluster.wait();
+    assert_eq!(cluster.answered(), [(4, Ok(5)), (5, Ok(4))]);
+    request_all(&mut cluster, 2, 6..=200);
+    for node in NODES {
+        let kept = last(&cluster, node).index.0 - base(&cluster, node).index.0;
+        assert!((16..=40).contains(&kept), "node {node} keeps {kept} entries");
+    }
+}
+
 #[test]
 fn a_log_is_trimmed_behind_snapshots_from_which_a_node_begins() {
     let mut cluster = trimming();

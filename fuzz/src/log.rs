@@ -125,8 +125,8 @@ fn first_segment(files: &[(String, Vec<u8>)]) -> Option<&str> {
 }
 
 /// Opens a possible log. If it is refused, it must be unchanged; otherwise it must open again with the same records and
-/// accept new ones. If its checksums may be forged, segments that it no longer needs by its own word
-/// may be missing then: the first opening shows those that are there, and releases them.
+/// accept new ones. If its checksums may be forged, segments that it no longer needs by its own word may be missing then: the
+/// first opening shows those that are there, and releases them.
 fn open_twice(disk: &SimDisk, is_forged: bool) -> Option<Vec<Record>> {
     let before = files(disk);
     let Ok((wal, seen)) = open(disk, options()) else {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use stead_core::ids::{Index, ReplicaId, ShardId, Time};
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::LogPoint;
-use stead_core::shard_replica::Input;
+use stead_core::shard_replica::{Input, ShardReplica};
 use stead_core::start::Services;
 use stead_store::checkpoint::Belonging;
 use stead_store::checkpoint::manifest::Manifest;
@@ -30,6 +30,16 @@ pub(crate) struct Stored {
     pub(crate) belonging: Belonging,
     /// The settings of new replicas.
     pub(crate) services: Services,
+}
+
+impl Stored {
+    /// Loads the snapshot from which the state of a replica is folded.
+    fn begin_rebuild(&self, replica: &ShardReplica, upto: Index) -> Result<Rebuild, RecoveryError> {
+        let Self { store, manifest, snapshots, log, belonging, .. } = self;
+        let sources =
+            Sources { store: &**store, manifest: manifest.as_ref(), snapshots, log, belonging: *belonging };
+        Rebuild::begin(&sources, replica.shard_id(), replica.replica().table(), upto)
+    }
 }
 
 /// A state that is folded anew.
@@ -68,16 +78,6 @@ impl<E: Env> Worker<E> {
         self.rebuilds.insert(slot, Rebuilding { number, upto, rebuild: None });
     }
 
-    /// Loads the snapshot from which the state of a replica is folded.
-    fn begin_rebuild(&self, slot: u32, upto: Index) -> Result<Rebuild, RecoveryError> {
-        let stored = self.stored_data.as_ref().expect("only a replica of several has its state folded anew");
-        let Stored { store, manifest, snapshots, log, belonging, .. } = &**stored;
-        let sources =
-            Sources { store: &**store, manifest: manifest.as_ref(), snapshots, log, belonging: *belonging };
-        let replica = &self.shards[slot as usize].replica;
-        Rebuild::begin(&sources, replica.shard_id(), replica.replica().table(), upto)
-    }
-
     /// Reads entries that the log had not written before, and goes on with one of the states that are folded anew; returns whether there is
     /// more to do at once.
     pub(super) fn rebuild(&mut self, shared: &Shared<E>, now: Time) -> bool {
@@ -91,9 +91,8 @@ impl<E: Env> Worker<E> {
         // One step in a turn: a node that folds many states still answers seals and stores entries in time. Shards that have no primary
         // meanwhile come first, and else one after the other.
         let mut slots: Vec<u32> = self.rebuilds.keys().copied().collect();
-        let next = slots.partition_point(|slot| *slot <= self.rebuilt_last);
-        slots.rotate_left(next);
-        slots.sort_by_key(|slot| !self.shards[*slot as usize].replica.waits_to_lead());
+        let last = self.rebuilt_last;
+        slots.sort_by_key(|slot| (!self.shards[*slot as usize].replica.waits_to_lead(), *slot <= last));
         for slot in slots {
             match self.step_rebuild(slot) {
                 // The log has not synced its next entry yet: its report causes a turn.
@@ -116,9 +115,8 @@ impl<E: Env> Worker<E> {
         if let Some(rebuild) = rebuild {
             return rebuild.step();
         }
-        let upto = *upto;
-        let begun = self.begin_rebuild(slot, upto)?;
-        self.rebuilds.get_mut(&slot).expect("it is being folded").rebuild = Some(begun);
+        let stored = self.stored_data.as_ref().expect("only a replica of several has its state folded anew");
+        *rebuild = Some(stored.begin_rebuild(&self.shards[slot as usize].replica, *upto)?);
         Ok(Progress::More)
     }
 

@@ -284,6 +284,17 @@ impl Cluster {
         self.give(node, shard_replica::Input::Lead { record, learners, max_lag: MAX_LAG });
     }
 
+    /// Lets node 1, which leads epoch 1, take a request that no backup gets, and node 2 lead epoch 2, in which its entry is cut.
+    fn succeed_without(&mut self, call: u32) {
+        self.request(1, call, call.into());
+        self.work(1);
+        self.log(1);
+        self.nodes[&1].shared.peers.take();
+        let sealed = self.seal(2);
+        assert!(sealed[&1].table.last() > sealed[&2].table.last());
+        self.lead(2, 2, sealed[&2].table.last());
+    }
+
     fn reply_to(&self, node: u32, call: u32) -> ReplyTo<Noting> {
         let timeout = Duration::from_secs(100);
         let deadline = self.nodes[&node].shared.now().plus_millis(100_000);
@@ -469,14 +480,7 @@ fn a_deposed_primary_folds_its_state_anew_without_what_it_alone_had() {
     cluster.request(1, 1, 1);
     cluster.settle();
     assert_eq!(cluster.answered(), [(1, Ok(1))]);
-    // No backup gets this one.
-    cluster.request(1, 2, 2);
-    cluster.work(1);
-    cluster.log(1);
-    cluster.nodes[&1].shared.peers.take();
-    let sealed = cluster.seal(2);
-    assert!(sealed[&1].table.last() > sealed[&2].table.last());
-    cluster.lead(2, 2, sealed[&2].table.last());
+    cluster.succeed_without(2);
     cluster.settle();
     cluster.wait();
     cluster.request(2, 3, 3);
